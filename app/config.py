@@ -1,0 +1,107 @@
+"""Where a deployment lives: settings from ``ESPALIER_*`` variables.
+
+Knows: addresses, folders, limits and intervals. Must never know: anything that changes a number in a checkpoint (that is
+the recipe's; device and threads may move last bits, which is why they stand in every manifest).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_MIB = 1024 * 1024
+
+
+class Settings(BaseSettings):
+    """Every setting has a default that works on one machine; the description of each is its documentation."""
+
+    model_config = SettingsConfigDict(env_prefix="ESPALIER_", extra="ignore", frozen=True)
+
+    data_dir: Path = Field(
+        Path("espalier-data"), description="Folder for blobs, staged uploads and, by default, the SQLite database."
+    )
+    database_url: str = Field(
+        "",
+        description="SQLAlchemy URL, such as `postgresql+psycopg://user:password@host/espalier`. "
+        "Empty: SQLite at `<data_dir>/espalier.db`.",
+    )
+    host: str = Field("127.0.0.1", description="Address to listen on. Any but a loopback address needs `ESPALIER_API_KEY`.")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="Port to listen on; 0 picks a free one.")
+    workers: Annotated[int, Field(ge=1, le=64)] = Field(1, description="API processes that `espalier serve` starts.")
+    api_key: SecretStr | None = Field(
+        None,
+        description="Key that every request must carry as `Authorization: Bearer <key>`. Unset: open, on loopback only.",
+    )
+    max_upload_bytes: Annotated[int, Field(ge=1024)] = Field(
+        1024 * _MIB, description="Largest accepted request body, in bytes."
+    )
+    max_megabatch_bytes: Annotated[int, Field(ge=1024)] = Field(
+        2048 * _MIB, description="Largest accepted megabatch after decoding, in bytes."
+    )
+    decode_seconds: Annotated[float, Field(gt=0)] = Field(
+        60.0, description="Deadline for decoding one upload, in seconds."
+    )
+    architectures: dict[str, str] = Field(
+        default_factory=dict,
+        description="Your own networks, as JSON: name to `module:factory`. A recipe names them as "
+        '`{"name": "custom", "architecture": "<name>"}`.',
+    )
+    device: str = Field("auto", description="Where cycles run: `auto` (a GPU when there is one), `cpu`, `cuda`, `cuda:1`.")
+    threads: Annotated[int, Field(ge=0)] = Field(
+        0, description="Torch threads of a worker; 0 leaves torch's own choice. Stands in every manifest."
+    )
+    tick_seconds: Annotated[float, Field(gt=0)] = Field(
+        0.25, description="How often a worker looks for queued cycles, in seconds."
+    )
+    lease_seconds: Annotated[float, Field(gt=0)] = Field(
+        60.0, description="How long a worker's claim on a cycle lasts without a heartbeat, in seconds."
+    )
+    heartbeat_seconds: Annotated[float, Field(gt=0)] = Field(
+        5.0, description="How often a worker renews its claim, in seconds; at most a third of the lease."
+    )
+    snapshot_seconds: Annotated[float, Field(ge=0)] = Field(
+        20.0, description="How often a running cycle saves a snapshot to resume from, in seconds; 0 saves at every step."
+    )
+    max_failures: Annotated[int, Field(ge=1)] = Field(
+        3, description="Failures of one cycle in a row after which its model is paused."
+    )
+    retry_seconds: Annotated[float, Field(ge=0)] = Field(
+        5.0, description="Wait before the first retry of a failed cycle, in seconds; doubles with each failure."
+    )
+    orphan_grace_seconds: Annotated[float, Field(ge=60)] = Field(
+        24 * 3600.0, description="Age from which bytes that no row names are swept, in seconds."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe message to log.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.heartbeat_seconds > self.lease_seconds / 3:
+            raise ValueError(
+                "ESPALIER_HEARTBEAT_SECONDS must be at most a third of ESPALIER_LEASE_SECONDS, "
+                "or a worker that is merely slow loses its claim"
+            )
+        return self
+
+    @property
+    def embedded_database(self) -> bool:
+        """True on the default SQLite file, which `serve` migrates by itself."""
+        return not self.database_url
+
+    @property
+    def resolved_database_url(self) -> str:
+        """The SQLAlchemy URL in force."""
+        return self.database_url or f"sqlite:///{(self.data_dir / 'espalier.db').absolute()}"
+
+    @property
+    def loopback(self) -> bool:
+        """True when `host` can be reached from this machine only."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False

@@ -1,0 +1,420 @@
+"""The words of the house, as values.
+
+Knows: what a model, a megabatch, a cycle, a version, an alias and an audit entry are (docs/glossary.md says the same in prose).
+Must never know: SQL, HTTP, torch, files, or how any of these is stored. Standard library only.
+
+Laws:
+    * Values are frozen; a change is a new value.
+    * Times are timezone-aware UTC. Digests are ``sha256:<64 hex>``. Densities lie in (0, 1].
+    * Versions, megabatches and cycles are numbered per model; version numbers are contiguous and never re-issued.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Generic, Literal, TypeVar
+
+T = TypeVar("T")
+
+Digest = str
+"""``sha256:`` and 64 lower-case hexadecimal digits."""
+
+CHAMPION = "champion"
+"""The alias that clients get."""
+
+LATEST = "latest"
+"""The newest published version, whether or not it is the champion: computed, never stored."""
+
+
+class ModelState(StrEnum):
+    """Whether a model's cycles may run."""
+
+    ACTIVE = "active"
+    PAUSED = "paused"
+
+
+class MegabatchStatus(StrEnum):
+    """Whether a megabatch may be trained on."""
+
+    ACCEPTED = "accepted"
+    QUARANTINED = "quarantined"
+
+
+class CycleState(StrEnum):
+    """Where one attempt to prune, retrain and judge stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    PUBLISHED = "published"
+    WITHHELD = "withheld"
+    FAILED = "failed"
+    SUPERSEDED = "superseded"
+
+
+OPEN_CYCLES = (CycleState.QUEUED, CycleState.RUNNING)
+
+
+class VersionStatus(StrEnum):
+    """What the verdict made of a version: published ones may become champion, withheld ones need a promotion."""
+
+    PUBLISHED = "published"
+    WITHHELD = "withheld"
+
+
+class CycleTrigger(StrEnum):
+    """Why a cycle was enqueued."""
+
+    MEGABATCHES = "megabatches"
+    CRON = "cron"
+    MANUAL = "manual"
+    ROLLBACK = "rollback"
+    INITIAL_WEIGHTS = "initial-weights"
+
+
+class Phase(StrEnum):
+    """The four phases of a cycle, in order."""
+
+    ARRIVAL = "arrival"
+    PRUNE = "prune"
+    TRAIN = "train"
+    JUDGE = "judge"
+
+
+@dataclass(frozen=True, slots=True)
+class Normalisation:
+    """How inputs are scaled before the network sees them.
+
+    Attributes:
+        name: ``none``; ``fixed`` (``mean`` and ``std`` given here); ``first-megabatch`` (statistics of the training
+            rows of the first megabatch, then frozen: they stand in every checkpoint).
+        signed_log: apply ``sign(x) * log1p(|x|)`` first (sensor data of very different scales).
+        clip: clamp the standardised values to ``[-clip, clip]``; None leaves them.
+        mean, std: one value per feature (flat inputs) or per channel (images, channels last); only for ``fixed``.
+    """
+
+    name: Literal["none", "fixed", "first-megabatch"] = "first-megabatch"
+    signed_log: bool = False
+    clip: float | None = 8.0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """What a model is fed. Fields that are None are inferred from the first megabatch.
+
+    Attributes:
+        shape: shape of one example without the batch axis; ``(features,)`` or ``(height, width, channels)``.
+        dtype: ``float32`` or ``uint8``, as stored.
+        classes: class names in label order; label ``i`` means ``classes[i]``.
+        normalisation: how inputs are scaled; None until it is inferred.
+    """
+
+    shape: tuple[int, ...] | None = None
+    dtype: str | None = None
+    classes: tuple[str, ...] | None = None
+    normalisation: Normalisation | None = None
+
+    @property
+    def complete(self) -> bool:
+        """True when nothing is left to infer."""
+        return None not in (self.shape, self.dtype, self.classes, self.normalisation)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One registered, long-running learning problem.
+
+    ``generation`` counts what invalidates running cycles: alias moves, quarantines, recipe revisions.
+    """
+
+    id: int
+    name: str
+    state: ModelState
+    paused_reason: str | None
+    recipe_revision: int
+    recipe_digest: Digest
+    input: InputSpec
+    generation: int
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeRevision:
+    """One immutable revision of a model's recipe; ``document`` is the whole resolved recipe."""
+
+    model: str
+    revision: int
+    digest: Digest
+    document: Mapping[str, Any]
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Prequential:
+    """The champion's accuracy on a megabatch before it trained on it: what production saw."""
+
+    version: int
+    accuracy: float
+    loss: float
+    examples: int
+
+
+@dataclass(frozen=True, slots=True)
+class MegabatchDraft:
+    """A decoded megabatch on its way in: the blobs are already durable.
+
+    Attributes:
+        digest: of the decoded arrays, independent of how the upload was packed (the natural key).
+        x, y, ids: digests of ``.npy`` blobs: (n, *shape) float32 or uint8; (n,) int64; (n,) uint64 example ids.
+        histogram: examples per class, in label order; its length is the number of classes.
+    """
+
+    digest: Digest
+    x: Digest
+    y: Digest
+    ids: Digest
+    examples: int
+    bytes: int
+    histogram: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Megabatch:
+    """One uploaded, immutable set of labelled examples, in order of arrival."""
+
+    model: str
+    number: int
+    status: MegabatchStatus
+    digest: Digest
+    x: Digest
+    y: Digest
+    ids: Digest
+    examples: int
+    bytes: int
+    histogram: tuple[int, ...]
+    prequential: Prequential | None
+    received_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a running cycle is. ``step`` and ``steps`` count optimizer steps of the whole cycle."""
+
+    phase: Phase
+    epoch: int = 0
+    epochs: int = 0
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+    density: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cycle:
+    """One attempt: prune, retrain, judge.
+
+    Attributes:
+        through: the last megabatch it may train on, 0 for none.
+        attempt: retries with changed options; resumes do not count.
+        failures: how often it has failed so far; ``not_before`` is when it may be tried again.
+        version: the version that it made, if any; ``parent`` the version that it started from.
+    """
+
+    model: str
+    number: int
+    state: CycleState
+    trigger: CycleTrigger
+    through: int
+    recipe_revision: int
+    parent: int | None
+    version: int | None
+    attempt: int
+    failures: int
+    not_before: datetime | None
+    reason: str | None
+    progress: Progress | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A worker's time-limited claim on a cycle, with everything that the cycle pinned when it was claimed.
+
+    Attributes:
+        token: fencing token; grows with every claim. Publication compares it.
+        generation: the model's generation at the claim. Publication compares it too.
+        next_version: the number that a version made by this cycle will bear.
+        snapshot: digest of the step snapshot to resume from, if one was left.
+    """
+
+    cycle: Cycle
+    model: Model
+    recipe: RecipeRevision
+    worker: str
+    token: int
+    generation: int
+    next_version: int
+    parent: Version | None
+    snapshot: Digest | None
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One prunable tensor of a version: how many of its weights are kept."""
+
+    name: str
+    shape: tuple[int, ...]
+    kept: int
+    total: int
+
+    @property
+    def density(self) -> float:
+        """Kept weights / all weights of the layer."""
+        return self.kept / self.total
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A guardrails' answer before promotion, with reasons in words."""
+
+    passed: bool
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class VersionDraft:
+    """A version on its way in: its blobs are already durable.
+
+    Attributes:
+        target_density: what the schedule asked for; ``kept / total`` is what was counted.
+        checkpoint, checkpoint_bytes: the sparse checkpoint; ``dense_bytes`` is what the same tensors take dense.
+        mask_digest: of all masks together (``espalier.formats.checkpoint.mask_digest``).
+        state: digest of the blob with replay assignments and normalisation state, from which a child cycle starts.
+        megabatches: how many megabatches are in its replay buffer.
+        metrics: accuracies, losses and gap, by name; a metric without data is absent.
+        manifest: the checkpoint's manifest.
+    """
+
+    status: VersionStatus
+    stage: int
+    depth: int
+    target_density: float
+    kept: int
+    total: int
+    layers: tuple[Layer, ...]
+    metrics: Mapping[str, float]
+    verdict: Verdict
+    checkpoint: Digest
+    checkpoint_bytes: int
+    dense_bytes: int
+    mask_digest: Digest
+    state: Digest
+    megabatches: int
+    manifest: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A numbered, immutable result with parent, stage, metrics and verdict."""
+
+    model: str
+    number: int
+    parent: int | None
+    cycle: int
+    status: VersionStatus
+    stage: int
+    depth: int
+    recipe_revision: int
+    recipe_digest: Digest
+    target_density: float
+    kept: int
+    total: int
+    layers: tuple[Layer, ...]
+    metrics: Mapping[str, float]
+    verdict: Verdict
+    checkpoint: Digest
+    checkpoint_bytes: int
+    dense_bytes: int
+    mask_digest: Digest
+    state: Digest
+    megabatches: int
+    manifest: Mapping[str, Any]
+    created_at: datetime
+
+    @property
+    def density(self) -> float:
+        """Counted density: kept prunable weights / all prunable weights."""
+        return self.kept / self.total
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """A movable name of a version. ``revision`` grows with every move; moves compare it (``If-Match``)."""
+
+    model: str
+    name: str
+    version: int
+    revision: int
+    moved_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class AliasMove:
+    """One line of an alias's history: who moved it, when, from where, and why."""
+
+    model: str
+    alias: str
+    revision: int
+    previous: int | None
+    version: int
+    actor: str
+    reason: str
+    moved_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """One immutable fact.
+
+    ``document`` is the canonical entry as it was hashed (RFC 8785; floats and wide integers as strings), with the keys
+    ``seq, time, kind, actor, request_id, model, inputs, parameters, outputs, reason, code``; ``leaf`` is its RFC 6962 leaf hash in hex.
+    """
+
+    seq: int
+    time: datetime
+    kind: str
+    actor: str
+    model: str | None
+    document: Mapping[str, Any]
+    leaf: str
+
+
+@dataclass(frozen=True, slots=True)
+class LogHead:
+    """The log's last state: how many entries, and the RFC 6962 Merkle root over their leaf hashes, in hex."""
+
+    size: int
+    root: str
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who asks for a change, and under which request."""
+
+    name: str
+    request_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """One page of a keyset listing; ``next`` is the key to go on from, None on the last page."""
+
+    items: tuple[T, ...]
+    next: str | None = field(default=None)

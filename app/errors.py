@@ -1,0 +1,224 @@
+"""Everything that can go wrong, drawn first, then defined. No HTTP status here: ``app.api.problems`` holds that table.
+
+    EspalierError
+    ├── BadInput                 what was sent cannot be used; nothing was changed
+    │   ├── InvalidName
+    │   ├── InvalidRecipe        .errors: [(pointer, message)]
+    │   ├── InvalidInputSpec
+    │   ├── InvalidMegabatch     .reason: a stable word, such as "not-npz" or "label-out-of-range"
+    │   ├── InvalidWeights
+    │   ├── InvalidCursor
+    │   ├── DigestMismatch
+    │   ├── UploadTooLarge
+    │   ├── LengthMismatch
+    │   └── NotAnAncestor
+    ├── NotFound
+    │   ├── UnknownModel  UnknownMegabatch  UnknownCycle  UnknownVersion  UnknownAlias  UnknownEntry
+    ├── Conflict                 true in itself, but not now
+    │   ├── ModelExists
+    │   ├── MegabatchQuarantined
+    │   ├── NothingToTrain
+    │   ├── ModelPaused
+    │   ├── AliasMoved           a lost race: the alias's revision is another one by now
+    │   ├── PreconditionMissing  a move of an alias without If-Match
+    │   └── LeaseLost            the cycle was superseded, or another worker holds it
+    ├── Denied
+    │   └── KeyRequired
+    ├── LearningFailed           a cycle cannot make a version of what it was given
+    │   ├── TrainingDiverged     losses, scores or weights became infinite or NaN
+    │   └── NetworkUnusable      the network does not fit its input, or has nothing to prune
+    ├── Unavailable              try again later
+    │   ├── StoreBusy  StorageFull
+    └── Fault                    a law of the house is broken
+        ├── UnauditedChange      a transaction changed audited rows without an audit entry
+        ├── RefusedSql           text or driver-level SQL, or a change of an audit entry
+        ├── SchemaMismatch       the database needs `espalier migrate`
+        ├── CorruptBlob  MissingBlob
+        └── InvariantBroken      density, nesting or scored weights are not what the plan says
+
+The message of an error says what to do. ``str(error)`` is that message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class EspalierError(Exception):
+    """Root of the tree."""
+
+
+class BadInput(EspalierError):
+    """What was sent cannot be used; nothing was changed."""
+
+
+class InvalidName(BadInput):
+    """A name is not lower-case letters, digits and hyphens, 1 to 63 of them, starting with a letter or digit."""
+
+
+class InvalidRecipe(BadInput):
+    """A recipe cannot work. ``errors`` holds (JSON pointer, message) pairs."""
+
+    def __init__(self, message: str, errors: Sequence[tuple[str, str]] = ()) -> None:
+        super().__init__(message)
+        self.errors = tuple(errors)
+
+
+class InvalidInputSpec(BadInput):
+    """A declared input cannot work. ``errors`` holds (JSON pointer, message) pairs."""
+
+    def __init__(self, message: str, errors: Sequence[tuple[str, str]] = ()) -> None:
+        super().__init__(message)
+        self.errors = tuple(errors)
+
+
+class InvalidMegabatch(BadInput):
+    """An upload cannot be used as a megabatch. ``reason`` is a stable word for programs."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class InvalidWeights(BadInput):
+    """Initial weights are not safetensors, or do not fit the network."""
+
+
+class InvalidCursor(BadInput):
+    """A page cursor was not made by this service."""
+
+
+class DigestMismatch(BadInput):
+    """The bytes that arrived do not have the digest that was declared."""
+
+
+class UploadTooLarge(BadInput):
+    """An upload exceeds the limit of this deployment."""
+
+
+class LengthMismatch(BadInput):
+    """An upload ended before, or went past, its declared length."""
+
+
+class NotAnAncestor(BadInput):
+    """A rollback aims at a version that the champion does not descend from."""
+
+
+class NotFound(EspalierError):
+    """What was named does not exist."""
+
+
+class UnknownModel(NotFound):
+    """No model has this name."""
+
+
+class UnknownMegabatch(NotFound):
+    """The model has no megabatch of this number."""
+
+
+class UnknownCycle(NotFound):
+    """The model has no cycle of this number."""
+
+
+class UnknownVersion(NotFound):
+    """The model has no version of this number or alias."""
+
+
+class UnknownAlias(NotFound):
+    """The model has no alias of this name."""
+
+
+class UnknownEntry(NotFound):
+    """The log has no entry of this number."""
+
+
+class Conflict(EspalierError):
+    """The request is sound, but the present state does not allow it."""
+
+
+class ModelExists(Conflict):
+    """A model of this name exists already, with another recipe or input."""
+
+
+class MegabatchQuarantined(Conflict):
+    """The same content was uploaded before and is quarantined."""
+
+
+class NothingToTrain(Conflict):
+    """A cycle was asked for, and no eligible megabatch is there to train on."""
+
+
+class ModelPaused(Conflict):
+    """The model is paused; it must be resumed first."""
+
+
+class AliasMoved(Conflict):
+    """The alias was moved since its revision was read."""
+
+
+class PreconditionMissing(Conflict):
+    """A move of an alias must say which revision of it was seen."""
+
+
+class LeaseLost(Conflict):
+    """The cycle is no longer this worker's: superseded, or reclaimed by another."""
+
+
+class Denied(EspalierError):
+    """The caller may not do this."""
+
+
+class KeyRequired(Denied):
+    """The request carries no key, or a wrong one."""
+
+
+class LearningFailed(EspalierError):
+    """A cycle cannot make a version of what it was given; the same recipe would fail again."""
+
+
+class TrainingDiverged(LearningFailed):
+    """A loss, a score or a weight became infinite or NaN."""
+
+
+class NetworkUnusable(LearningFailed):
+    """The network does not fit its input, or has nothing to prune."""
+
+
+class Unavailable(EspalierError):
+    """Try again later; nothing was changed."""
+
+
+class StoreBusy(Unavailable):
+    """The database is busy with another writer."""
+
+
+class StorageFull(Unavailable):
+    """The disk is full."""
+
+
+class Fault(EspalierError):
+    """A law of the house is broken."""
+
+
+class UnauditedChange(Fault):
+    """A transaction changed audited rows without an audit entry; it was rolled back."""
+
+
+class RefusedSql(Fault):
+    """Text or driver-level SQL outside migrations, or a change of an audit entry."""
+
+
+class SchemaMismatch(Fault):
+    """The database is not at this version's schema: run `espalier migrate`."""
+
+
+class CorruptBlob(Fault):
+    """A blob's bytes do not hash to its name."""
+
+
+class MissingBlob(Fault):
+    """A blob that a row names is not there."""
+
+
+class InvariantBroken(Fault):
+    """Counted density, nesting of masks, or the weights that were scored are not what the plan says."""
