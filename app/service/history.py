@@ -1,0 +1,172 @@
+"""History: what was done, whether it still holds, and how it is now.
+
+Knows: the audit log, the time line, the fsck. Must never know: HTTP, torch. It changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TypeVar
+
+from app.domain import CHAMPION, AuditEntry, Digest, LogHead, Page, Version
+from app.errors import CorruptBlob, Fault, MissingBlob, UnknownAlias
+from app.store.database import Store
+
+T = TypeVar("T")
+
+_PAGE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that is not as the laws say: what kind, about what, and how."""
+
+    kind: str
+    subject: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How the service is: the database's dialect, cycles that wait and run, and the last heartbeat of any worker."""
+
+    database: str
+    queued: int
+    running: int
+    last_heartbeat: datetime | None
+
+
+def audit_entries(
+    store: Store, *, model: str | None, after: int | None, limit: int, kind: str | None
+) -> Page[AuditEntry]:
+    """Entries, oldest first."""
+    with store.reading() as tx:
+        return tx.audit.entries(model, after, limit, kind)
+
+
+def audit_entry(store: Store, seq: int) -> AuditEntry:
+    """One entry."""
+    with store.reading() as tx:
+        return tx.audit.entry(seq)
+
+
+def log_head(store: Store) -> LogHead:
+    """The log's size and Merkle root."""
+    with store.reading() as tx:
+        return tx.audit.head()
+
+
+def verify_log(store: Store) -> LogHead:
+    """Recompute every leaf and the root.
+
+    Raises:
+        Fault: naming the first entry that does not hold.
+    """
+    with store.reading() as tx:
+        return tx.audit.verify()
+
+
+def version_audit(store: Store, name: str, ref: str) -> list[AuditEntry]:
+    """Every entry of the cycle that made a version, and of what happened to the version since."""
+    with store.reading() as tx:
+        version = tx.ledger.version(name, ref)
+        entries = _walk(lambda after: tx.audit.entries(name, after, _PAGE))
+        return [entry for entry in entries if _concerns(entry, version)]
+
+
+def time_line(store: Store, name: str, *, after: int | None, limit: int) -> tuple[Page[Version], int | None]:
+    """Versions, oldest first, with the number of the present champion."""
+    with store.reading() as tx:
+        page = tx.ledger.time_line(name, after, limit)
+        try:
+            return page, tx.ledger.alias(name, CHAMPION).version
+        except UnknownAlias:
+            return page, None
+
+
+def health(store: Store) -> Health:
+    """Whether the database answers, and what waits and runs.
+
+    Raises:
+        SchemaMismatch, StoreBusy: the service is not ready, with the remedy.
+    """
+    store.check_schema()
+    with store.reading() as tx:
+        queued, running, heartbeat = tx.ledger.activity()
+    return Health(store.dialect, queued, running, heartbeat)
+
+
+def examine(store: Store) -> list[Finding]:
+    """The fsck: every blob hashes to its name, version numbers have no gaps, aliases point to whole versions, the log holds."""
+    findings: list[Finding] = []
+    checked: dict[Digest, str | None] = {}
+    for name in _names(store):
+        findings += _examine_model(store, name, checked)
+    try:
+        verify_log(store)
+    except Fault as fault:
+        findings.append(Finding("log", "audit log", str(fault)))
+    return findings
+
+
+def _examine_model(store: Store, name: str, checked: dict[Digest, str | None]) -> Iterator[Finding]:
+    with store.reading() as tx:
+        versions = list(_walk(lambda after: tx.ledger.time_line(name, after, _PAGE)))
+        megabatches = list(_walk(lambda after: tx.buffer.megabatches(name, after, _PAGE)))
+        blobs = [(f"version {v.number} of {name}", d) for v in versions for d in (v.checkpoint, v.state)]
+        blobs += [(f"megabatch {m.number} of {name}", d) for m in megabatches for d in (m.x, m.y, m.ids)]
+        try:
+            champion: int | None = tx.ledger.alias(name, CHAMPION).version
+        except UnknownAlias:
+            champion = None
+    numbers = sorted(version.number for version in versions)
+    if numbers and numbers != list(range(numbers[0], numbers[-1] + 1)):
+        yield Finding("gap", name, f"version numbers are not contiguous: {numbers}")
+    if [m.number for m in megabatches] != list(range(1, len(megabatches) + 1)):
+        yield Finding("gap", name, f"megabatch numbers are not contiguous: {[m.number for m in megabatches]}")
+    if champion is not None and champion not in numbers:
+        yield Finding("alias", name, f"champion points to version {champion}, which is not there")
+    for subject, digest in blobs:
+        if digest not in checked:
+            checked[digest] = _fault_of(store, digest)
+        if (why := checked[digest]) is not None:
+            yield Finding("blob", subject, why)
+
+
+def _fault_of(store: Store, digest: Digest) -> str | None:
+    try:
+        store.blobs.verify(digest)
+    except (MissingBlob, CorruptBlob) as error:
+        return str(error)
+    return None
+
+
+def _names(store: Store) -> Iterator[str]:
+    after: str | None = None
+    while True:
+        with store.reading() as tx:
+            page = tx.ledger.models(after, _PAGE)
+        yield from (model.name for model in page.items)
+        if page.next is None:
+            return
+        after = page.next
+
+
+def _walk(page_after: Callable[[int | None], Page[T]]) -> Iterator[T]:
+    """Every item of a listing whose keys are numbers, page by page."""
+    after: int | None = None
+    while True:
+        page = page_after(after)
+        yield from page.items
+        if page.next is None:
+            return
+        after = int(page.next)
+
+
+def _concerns(entry: AuditEntry, version: Version) -> bool:
+    parameters = entry.document["parameters"]
+    if parameters.get("cycle") == version.cycle:
+        return True
+    return version.number in (parameters.get("version"), parameters.get("to"), parameters.get("from"))

@@ -1,0 +1,115 @@
+"""Outcomes: how a cycle ends that does not publish, and what is cleaned up behind workers.
+
+Knows: release, supersession, failure with backoff, the pause of a model, reclaim of silent workers' cycles, the orphan sweep. Must never know: what a
+cycle computes, torch, HTTP.
+
+Law: a cycle is tried a bounded number of times, then its model is paused with the reason; other models go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import timedelta
+
+from app.config import Settings
+from app.domain import Actor, Claim, Cycle, Digest, ModelState
+from app.errors import LeaseLost
+from app.store.database import Store, Transaction
+
+_LONGEST_RETRY = 3600.0
+"""Seconds that the doubling wait before a retry never exceeds."""
+
+
+def reclaim(store: Store, settings: Settings, actor: Actor) -> list[Cycle]:
+    """Put cycles whose worker fell silent back into the queue; they go on from their snapshot.
+
+    One whose workers die again and again without leaving a new snapshot is a cycle that kills workers: it fails, and its model is paused.
+    """
+    with store.transaction(actor) as tx:
+        cycles = tx.ledger.reclaim_stalled()
+        for cycle in cycles:
+            tx.audit.append(
+                "cycle.reclaimed",
+                model=cycle.model,
+                reason="its worker fell silent",
+                parameters={"cycle": cycle.number, "failures": cycle.failures},
+            )
+            if cycle.failures >= settings.max_failures:
+                _give_up(tx, cycle, "its workers died again and again without getting further (out of memory?)")
+    return cycles
+
+
+def sweep(store: Store, settings: Settings, actor: Actor) -> int:
+    """Remove bytes that no row has named for longer than the grace period. Returns how many blobs went."""
+
+    def referenced(digests: Iterable[Digest]) -> set[Digest]:
+        with store.reading() as tx:
+            return tx.ledger.references(digests)
+
+    swept = store.blobs.sweep(referenced, settings.orphan_grace_seconds, store.clock())
+    if swept:
+        with store.transaction(actor) as tx:
+            tx.audit.append(
+                "data.swept", model=None, reason="no row named them", parameters={"blobs": len(swept)}, outputs=swept
+            )
+    return len(swept)
+
+
+def release(store: Store, actor: Actor, claim: Claim) -> None:
+    with store.transaction(actor) as tx:
+        tx.ledger.lock_model(claim.model.name)
+        tx.ledger.release_cycle(claim)
+        tx.audit.append(
+            "cycle.released",
+            model=claim.model.name,
+            reason="its worker was stopped",
+            parameters={"cycle": claim.cycle.number},
+        )
+
+
+def supersede(store: Store, actor: Actor, claim: Claim, reason: str) -> None:
+    """End a cycle that may not publish. Whoever took it away may have ended it already; then nothing is left to do."""
+    try:
+        with store.transaction(actor) as tx:
+            tx.ledger.lock_model(claim.model.name)
+            cycle = tx.ledger.supersede_claim(claim, reason)
+            tx.audit.append("cycle.superseded", model=cycle.model, reason=reason, parameters={"cycle": cycle.number})
+    except LeaseLost:
+        return
+
+
+def fail(store: Store, settings: Settings, actor: Actor, claim: Claim, reason: str, *, final: bool) -> None:
+    failures = claim.cycle.failures + 1
+    given_up = final or failures >= settings.max_failures
+    wait = min(settings.retry_seconds * 2 ** (failures - 1), _LONGEST_RETRY)
+    with store.transaction(actor) as tx:
+        tx.ledger.lock_model(claim.model.name)
+        retry_at = None if given_up else tx.now + timedelta(seconds=wait)
+        cycle = tx.ledger.fail_cycle(claim, reason, retry_at)
+        tx.audit.append(
+            "cycle.failed",
+            model=cycle.model,
+            reason=reason,
+            parameters={
+                "cycle": cycle.number,
+                "failures": failures,
+                "retry_at": retry_at.isoformat() if retry_at else None,
+            },
+        )
+        if given_up:
+            _pause(tx, cycle, reason)
+
+
+def _give_up(tx: Transaction, cycle: Cycle, reason: str) -> None:
+    tx.ledger.lock_model(cycle.model)
+    tx.ledger.abandon_cycle(cycle, reason)
+    tx.audit.append(
+        "cycle.failed", model=cycle.model, reason=reason, parameters={"cycle": cycle.number, "failures": cycle.failures}
+    )
+    _pause(tx, cycle, reason)
+
+
+def _pause(tx: Transaction, cycle: Cycle, reason: str) -> None:
+    why = f"cycle {cycle.number} failed for good: {reason}. Mend the cause, then resume the model"
+    tx.ledger.set_state(tx.ledger.model(cycle.model), ModelState.PAUSED, why)
+    tx.audit.append("model.paused", model=cycle.model, reason=why, parameters={"cycle": cycle.number})

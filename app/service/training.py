@@ -1,0 +1,348 @@
+"""Training: one cycle from claim to publication. The only service module that imports torch; only the worker imports it.
+
+Knows: how a claimed cycle's pinned inputs are gathered, when snapshots are kept, and what becomes of the result. Must never know: HTTP, when
+cycles are due, or how the method works (``app.learning``).
+
+Laws:
+    * No transaction is open while the device works: claim (short), learn (long), publish (short).
+    * Publication compares fencing token and generation, so a stale worker publishes nothing.
+    * A cycle that was killed goes on from its last snapshot and ends with the same bits.
+    * A cycle that fails is tried again a bounded number of times, then its model is paused with the reason; others go on.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load as load_safetensors
+
+from app import __version__
+from app.config import Settings
+from app.domain import (
+    CHAMPION,
+    Alias,
+    Claim,
+    Cycle,
+    CycleTrigger,
+    InputSpec,
+    Megabatch,
+    MegabatchStatus,
+    Phase,
+    Prequential,
+    Version,
+    VersionDraft,
+    VersionStatus,
+)
+from app.errors import BadInput, InvalidRecipe, LearningFailed, LeaseLost
+from app.learning.cycle import CycleInput, CycleResult, Examples, NormalisationState, Parent, initial_version, run_cycle, snapshot_fits
+from app.learning.recipe import Custom, Recipe
+from app.service.lease import Running, Stopped, Watch, retrying
+from app.service.models import describe_input
+from app.service.outcomes import fail, release, supersede
+from app.service.state import State, keep_state, state_of
+from app.store.database import Store
+from espalier.formats import checkpoint
+
+log = logging.getLogger(__name__)
+
+
+def run_next_cycle(store: Store, settings: Settings, *, running: Running, device: torch.device) -> Cycle | None:
+    """Claim the next queued cycle, carry it out, and end it with one transaction.
+
+    Returns:
+        The cycle as it ended (published, withheld, superseded, failed, or queued again), or None when none was due.
+    """
+    claim = _claim(store, settings, running)
+    if claim is None:
+        return None
+    running.begin(claim)
+    try:
+        retrying(_attempt(store, settings, running, claim, device))
+    except LeaseLost as lost:
+        supersede(store, running.actor, claim, str(lost))
+    finally:
+        running.end()
+    with store.reading() as tx:
+        return tx.ledger.cycle(claim.model.name, claim.cycle.number)
+
+
+def _attempt(
+    store: Store, settings: Settings, running: Running, claim: Claim, device: torch.device
+) -> Callable[[], None]:
+    """Carry a claimed cycle out. Returns the transaction that ends it, whichever end it comes to."""
+    watch = Watch(store, settings, running, claim, claim.snapshot)
+    try:
+        work = _gather(store, settings, claim)
+        if work is None:
+            return lambda: supersede(store, running.actor, claim, "nothing is left to train on")
+        result = _learn(store, work, watch, device)
+        draft = _draft(store, claim, work, result, watch.finish(), device)
+        return lambda: _publish(store, watch, claim, work, result, draft)
+    except Stopped:
+        return lambda: release(store, running.actor, claim)
+    except LeaseLost:
+        raise
+    except Exception as error:
+        log.exception("cycle %d of %s failed", claim.cycle.number, claim.model.name)
+        reason, final = f"{type(error).__name__}: {error}", isinstance(error, (BadInput, LearningFailed))
+        return lambda: fail(store, settings, running.actor, claim, reason, final=final)
+
+
+# -- claim -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What a claimed cycle needs in memory."""
+
+    given: CycleInput
+    before: State
+    new: frozenset[int]
+    examples: Sequence[Megabatch]
+
+
+def _claim(store: Store, settings: Settings, running: Running) -> Claim | None:
+    with store.transaction(running.actor) as tx:
+        claim = tx.ledger.claim_cycle(running.worker, settings.lease_seconds)
+        if claim is not None:
+            tx.audit.append(
+                "cycle.started",
+                model=claim.model.name,
+                parameters={
+                    "cycle": claim.cycle.number,
+                    "parent": claim.cycle.parent,
+                    "through": claim.cycle.through,
+                    "recipe_digest": claim.recipe.digest,
+                    "resumed": claim.snapshot is not None,
+                },
+                inputs=[claim.parent.checkpoint] if claim.parent else [],
+            )
+    return claim
+
+
+def _gather(store: Store, settings: Settings, claim: Claim) -> _Work | None:
+    """The cycle's pinned inputs: recipe, parent, megabatches up to the pinned last one."""
+    recipe = Recipe.resolve(claim.recipe.document)
+    before = state_of(store.blobs, claim.parent)
+    with store.reading() as tx:
+        eligible = tx.buffer.eligible(claim.model, seen=before.seen, through=claim.cycle.through)
+        replayed = [
+            m
+            for m in tx.buffer.training_set(claim.model, sorted(before.replay))
+            if m.status is MegabatchStatus.ACCEPTED
+        ]
+    first = claim.cycle.trigger is CycleTrigger.INITIAL_WEIGHTS
+    if not eligible and not first:
+        return None
+    used = sorted([*replayed, *eligible], key=lambda megabatch: megabatch.number)
+    given = CycleInput(
+        recipe=recipe,
+        input=claim.model.input,
+        parent=_parent(store, claim.parent),
+        attempt=claim.cycle.attempt,
+        megabatches=[_examples(store, megabatch) for megabatch in used],
+        new=frozenset(m.number for m in eligible),
+        untested=frozenset(m.number for m in eligible if m.prequential is None),
+        initial=_initial_weights(store, recipe) if first else None,
+        architecture=_architecture(settings, recipe),
+    )
+    return _Work(given, before, given.new, used)
+
+
+def _parent(store: Store, version: Version | None) -> Parent | None:
+    if version is None:
+        return None
+    saved = checkpoint.decode(store.blobs.read(version.checkpoint))
+    return Parent(saved.arrays, saved.masks, version.stage, version.depth, _statistics(saved))
+
+
+def _statistics(saved: checkpoint.Checkpoint) -> NormalisationState | None:
+    if not saved.normalisation:
+        return None
+    return NormalisationState(saved.normalisation["mean"], saved.normalisation["std"])
+
+
+def _examples(store: Store, megabatch: Megabatch) -> Examples:
+    x, y, ids = (
+        np.load(store.blobs.path(d), mmap_mode="r", allow_pickle=False)
+        for d in (megabatch.x, megabatch.y, megabatch.ids)
+    )
+    return Examples(megabatch.number, x, np.asarray(y), np.asarray(ids))
+
+
+def _initial_weights(store: Store, recipe: Recipe) -> Mapping[str, np.ndarray]:
+    assert recipe.initial_weights is not None
+    weights: dict[str, np.ndarray] = load_safetensors(store.blobs.read(recipe.initial_weights))
+    return weights
+
+
+def _architecture(settings: Settings, recipe: Recipe) -> Callable[..., torch.nn.Module] | None:
+    """The user's own network factory, by the name that the recipe gives it.
+
+    Raises:
+        InvalidRecipe: this worker does not know it, or cannot import it.
+    """
+    if not isinstance(recipe.network, Custom):
+        return None
+    place = settings.architectures.get(recipe.network.architecture, "")
+    module, _, factory = place.partition(":")
+    try:
+        found: Callable[..., torch.nn.Module] = getattr(importlib.import_module(module), factory)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InvalidRecipe(
+            f"this worker cannot load architecture {recipe.network.architecture!r} from {place or 'nowhere'!r} ({error}): "
+            "set ESPALIER_ARCHITECTURES alike on the server and its workers"
+        ) from error
+    return found
+
+
+# -- learn -------------------------------------------------------------------------------------------------------------
+
+
+def _learn(store: Store, work: _Work, watch: Watch, device: torch.device) -> CycleResult:
+    if work.given.initial is not None:
+        return initial_version(work.given, device=device)
+    return run_cycle(work.given, device=device, observe=watch, snapshot=_snapshot(store, watch, device))
+
+
+def _snapshot(store: Store, watch: Watch, device: torch.device) -> bytes | None:
+    """The snapshot to go on from; one that was taken under another torch, device kind or thread count is left, and the log says so."""
+    if watch.snapshot is None:
+        return None
+    saved = store.blobs.read(watch.snapshot)
+    why = snapshot_fits(saved, device)
+    if why is None:
+        return saved
+    cycle = watch.claim.cycle
+    with store.transaction(watch.running.actor) as tx:
+        tx.audit.append("cycle.restarted", model=cycle.model, reason=why, parameters={"cycle": cycle.number})
+    return None
+
+
+# -- publish -----------------------------------------------------------------------------------------------------------
+
+
+def _draft(
+    store: Store, claim: Claim, work: _Work, result: CycleResult, seconds: Mapping[Phase, float], device: torch.device
+) -> VersionDraft:
+    """Encode and keep the checkpoint and the state: blobs first, the row later."""
+    manifest = _manifest(claim, work, result, device)
+    scaling = result.normalisation
+    normalisation = {"mean": scaling.mean, "std": scaling.std} if scaling else None
+    data = checkpoint.encode(dict(result.arrays), dict(result.masks), manifest, normalisation)
+    digest = store.blobs.put(data)
+    state = keep_state(store.blobs, work.before.advanced(work.new, result.assignments))
+    timed = {f"{phase.value}_seconds": value for phase, value in seconds.items()}
+    return VersionDraft(
+        status=VersionStatus.PUBLISHED if result.verdict.passed else VersionStatus.WITHHELD,
+        stage=result.stage,
+        depth=result.depth,
+        target_density=result.target_density,
+        kept=result.kept,
+        total=result.total,
+        layers=result.layers,
+        metrics={**result.metrics, **timed},
+        verdict=result.verdict,
+        checkpoint=digest,
+        checkpoint_bytes=len(data),
+        dense_bytes=sum(array.nbytes for array in result.arrays.values()),
+        mask_digest=checkpoint.mask_digest(dict(result.masks)),
+        state=state,
+        megabatches=len(result.assignments),
+        manifest=manifest,
+    )
+
+
+def _manifest(claim: Claim, work: _Work, result: CycleResult, device: torch.device) -> dict[str, Any]:
+    """What a checkpoint says of itself. No times: the same cycle gives the same bytes, killed and resumed or not."""
+    recipe = work.given.recipe
+    return {
+        "format": "espalier-sparse-1",
+        "model": claim.model.name,
+        "version": claim.next_version,
+        "parent": claim.parent.number if claim.parent else None,
+        "parent_checkpoint": claim.parent.checkpoint if claim.parent else None,
+        "stage": result.stage,
+        "depth": result.depth,
+        "cycle": claim.cycle.number,
+        "recipe_revision": claim.recipe.revision,
+        "recipe_digest": claim.recipe.digest,
+        "recipe": recipe.document(),
+        "input": describe_input(_complete(claim.model.input)),
+        "network": recipe.network.model_dump(mode="json"),
+        "layers": [{"name": y.name, "shape": list(y.shape), "kept": y.kept, "total": y.total} for y in result.layers],
+        "density": {"target": result.target_density, "kept": result.kept, "total": result.total},
+        "metrics": dict(result.metrics),
+        "mask_digest": checkpoint.mask_digest(dict(result.masks)),
+        "seed": recipe.seed,
+        "attempt": claim.cycle.attempt,
+        "megabatches": len(result.assignments),
+        "environment": {
+            "torch": torch.__version__,
+            "device": device.type,
+            "threads": torch.get_num_threads(),
+            "machine": platform.machine(),
+            "espalier": __version__,
+        },
+    }
+
+
+def _complete(spec: InputSpec) -> InputSpec:
+    assert spec.complete, "a cycle runs after the first megabatch, which completes the input spec"
+    return spec
+
+
+def _publish(store: Store, watch: Watch, claim: Claim, work: _Work, result: CycleResult, draft: VersionDraft) -> None:
+    name = claim.model.name
+    trained = [megabatch for megabatch in work.examples if megabatch.number in result.assignments]
+    with store.transaction(watch.running.actor) as tx:
+        model = tx.ledger.lock_model(name)
+        version = tx.ledger.publish_version(claim, draft)
+        for number, (accuracy, loss, examples) in result.prequential.items():
+            assert claim.parent is not None, "only a parent can be tested on arrival"
+            tx.buffer.record_prequential(model, number, Prequential(claim.parent.number, accuracy, loss, examples))
+        for event in result.events:
+            tx.audit.append(event.kind, model=name, parameters={"cycle": claim.cycle.number, **event.parameters})
+        tx.audit.append(
+            f"version.{draft.status.value}",
+            model=name,
+            reason="; ".join(draft.verdict.reasons) or None,
+            parameters={
+                "cycle": claim.cycle.number,
+                "version": version.number,
+                "parent": version.parent,
+                "stage": version.stage,
+                "kept": version.kept,
+                "total": version.total,
+                "megabatches": [megabatch.number for megabatch in trained],
+                "new": sorted(work.new),
+                "mask_digest": version.mask_digest,
+                "metrics": dict(result.metrics),
+            },
+            inputs=[megabatch.digest for megabatch in trained],
+            outputs=[version.checkpoint, version.state],
+        )
+        if draft.verdict.passed:
+            alias = tx.ledger.move_alias(
+                model, CHAMPION, version.number, expected_revision=None, reason="passed its guardrails"
+            )
+            tx.audit.append(
+                "alias.moved", model=name, reason="passed its guardrails", parameters=_moved(alias, claim.parent)
+            )
+    watch.discard()
+
+
+def _moved(alias: Alias, parent: Version | None) -> dict[str, object]:
+    return {
+        "alias": alias.name,
+        "revision": alias.revision,
+        "from": parent.number if parent else None,
+        "to": alias.version,
+    }

@@ -1,0 +1,56 @@
+from app.service import history, release
+from tests.service.conftest import House
+
+
+def test_every_step_of_a_cycle_is_in_the_log_in_order(house: House) -> None:
+    house.create()
+    house.grow(1)
+    assert house.kinds() == [
+        "model.created",
+        "megabatch.accepted",
+        "cycle.started",
+        "mask.pruned",
+        "network.trained",
+        "cycle.judged",
+        "version.published",
+        "alias.moved",
+    ]
+    head = history.verify_log(house.store)
+    assert head == history.log_head(house.store)
+    assert head.size == 8
+
+
+def test_the_entries_of_a_version(house: House) -> None:
+    house.create()
+    house.grow(2)
+    kinds = [entry.kind for entry in history.version_audit(house.store, "gas", "1")]
+    assert kinds[:2] == ["megabatch.accepted", "cycle.started"]
+    assert kinds.count("alias.moved") == 2, "once to it, once away from it"
+
+
+def test_pruning_entries_state_planned_and_counted_density(house: House) -> None:
+    house.create()
+    house.grow(2)
+    with house.store.reading() as tx:
+        entries = [e.document["parameters"] for e in tx.audit.entries("gas", None, 100, "mask.pruned").items]
+    versions = [release.get_version(house.store, "gas", str(number)).version for number in (1, 2)]
+    assert [(e["kept"], e["total"], e["mask_digest_after"]) for e in entries] == [(v.kept, v.total, v.mask_digest) for v in versions]
+    assert entries[1]["mask_digest_before"] == entries[0]["mask_digest_after"]
+
+
+def test_the_time_line_knows_the_champion(house: House) -> None:
+    house.create()
+    house.grow(3)
+    page, champion = history.time_line(house.store, "gas", after=None, limit=2)
+    assert [version.number for version in page.items] == [1, 2]
+    rest, _ = history.time_line(house.store, "gas", after=int(page.next or 0), limit=2)
+    assert ([version.number for version in rest.items], rest.next, champion) == ([3], None, 3)
+    assert "prequential_accuracy" in rest.items[0].metrics
+    assert "prequential_accuracy" not in page.items[0].metrics, "nothing was champion before the first version"
+
+
+def test_health_counts_what_waits(house: House) -> None:
+    house.create()
+    house.upload()
+    health = history.health(house.store)
+    assert (health.queued, health.running) == (1, 0)
