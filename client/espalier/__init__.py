@@ -1,0 +1,44 @@
+"""Espalier's public package: what a client machine installs.
+
+Knows: the service's HTTP API, and every byte format that crosses it. Must never know: torch, SQL, or the server.
+
+    from espalier import Client, load_checkpoint
+
+Names are resolved on first use (PEP 562): reading a file format imports numpy alone, never an HTTP client.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from espalier.client import Client
+    from espalier.errors import EspalierClientError
+    from espalier.formats.checkpoint import Checkpoint, load_checkpoint
+    from espalier.formats.proof import verify_log
+
+__version__ = "0.1.0"
+
+__all__ = ["Checkpoint", "Client", "EspalierClientError", "load_checkpoint", "verify_log"]
+
+_HOMES = {
+    "Checkpoint": "espalier.formats.checkpoint",
+    "Client": "espalier.client",
+    "EspalierClientError": "espalier.errors",
+    "load_checkpoint": "espalier.formats.checkpoint",
+    "verify_log": "espalier.formats.proof",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,484 @@
+"""Sparse checkpoints: mask bits, kept values and a manifest, in one plain safetensors file.
+
+Knows: how a network's tensors and masks become bytes and come back, and how inputs are normalised. Must never know:
+torch (a network is filled by its own methods), a service, or where files are kept. ``docs/checkpoint-format.md``
+describes the bytes for other readers.
+
+Laws:
+    * ``decode(encode(...))`` gives back the same arrays, masks and manifest, bit for bit; a kept 0.0 stays kept, and a
+      pruned weight is 0.0 (a -0.0 under a cleared mask bit loses its sign).
+    * The same content gives the same bytes, whatever the order of names or of memory: digests repeat.
+    * Nothing is guessed: what is missing, unknown or does not add up raises ``CheckpointMismatch``. Never pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from espalier.errors import CheckpointMismatch, UnsupportedNetwork
+from espalier.formats.canonical import canonical_json, exact
+
+Array = npt.NDArray[Any]
+
+FORMAT = "espalier-sparse-1"
+"""The manifest's ``format``. Another layout gets another name."""
+
+METADATA_KEY = "espalier"
+"""The one key of the safetensors metadata; its value is the manifest as canonical JSON."""
+
+_MASK, _VALUES, _NORMALISATION = ".mask", ".values", "normalisation."
+_STATISTICS = ("mean", "std")
+_ROWS = 8192
+
+
+class Network(Protocol):
+    """What ``load_into`` needs of a network; every ``torch.nn.Module`` has it."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Its parameters and buffers by name."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Any:
+        """Replace them."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A version's network, decoded.
+
+    Attributes:
+        manifest: what the version is and how it was made (docs/checkpoint-format.md). Floats are strings in it.
+        arrays: every parameter and buffer of the network by its ``state_dict`` name, dense, zero where pruned.
+        masks: for each prunable tensor a bool array of its shape: True where the weight is kept, even as 0.0.
+        normalisation: ``mean`` and ``std``, float32, one per feature or channel; empty if inputs are not standardised.
+    """
+
+    manifest: dict[str, Any]
+    arrays: dict[str, Array]
+    masks: dict[str, npt.NDArray[np.bool_]]
+    normalisation: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+
+    @property
+    def density(self) -> float:
+        """Counted density: kept prunable weights / all prunable weights; 1.0 when nothing is prunable."""
+        total = sum(mask.size for mask in self.masks.values())
+        return sum(int(np.count_nonzero(mask)) for mask in self.masks.values()) / total if total else 1.0
+
+    def normalise(self, x: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """Scale inputs as the server does before the network sees them.
+
+        float32; then ``sign(x) * log1p(|x|)`` if ``signed_log``; then ``(x - mean) / std`` on the last axis, if there
+        are statistics; then clamped to ``[-clip, clip]``, if there is a clip.
+
+        Args:
+            x: (n, *shape) as uploaded; images channels last.
+
+        Returns:
+            (n, *shape) float32, a copy.
+
+        Raises:
+            ValueError: when the examples do not have the shape that the manifest says.
+        """
+        examples = np.array(x, dtype=np.float32)
+        spec = self.manifest.get("input", {})
+        shape = tuple(spec.get("shape") or examples.shape[1:])
+        if examples.shape[1:] != shape:
+            raise ValueError(f"this network is fed {('n', *shape)}, not {('n', *examples.shape[1:])}")
+        scaling = spec.get("normalisation") or {}
+        if scaling.get("signed_log"):
+            examples = np.sign(examples) * np.log1p(np.abs(examples))
+        if self.normalisation:
+            examples = (examples - self.normalisation["mean"]) / self.normalisation["std"]
+        if scaling.get("clip") is not None:
+            clip = np.float32(float(scaling["clip"]))
+            examples = np.clip(examples, -clip, clip)
+        return examples
+
+    def logits(self, x: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """Run the network in numpy: only ``mlp`` (fully connected layers, ReLU between them).
+
+        Args:
+            x: (n, *shape) as uploaded, before normalisation.
+
+        Returns:
+            (n, classes) float32.
+
+        Raises:
+            UnsupportedNetwork: for any other network.
+        """
+        layers = self._fully_connected()
+        examples = np.asarray(x)
+        blocks = [self._forward(examples[start : start + _ROWS], layers) for start in range(0, len(examples), _ROWS)]
+        return np.concatenate(blocks) if blocks else np.zeros((0, len(layers[-1][1])), np.float32)
+
+    def predict(self, x: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """The likeliest class of each example, as a label: an index into the manifest's ``input.classes``.
+
+        Args:
+            x: (n, *shape) as uploaded, before normalisation.
+
+        Returns:
+            (n,) int64.
+
+        Raises:
+            UnsupportedNetwork: for any network but ``mlp``.
+        """
+        return np.asarray(np.argmax(self.logits(x), axis=1), dtype=np.int64)
+
+    def load_into(self, network: Network) -> None:
+        """Copy every array into a network of the same architecture; all of them or, on a mismatch, none.
+
+        Works by the tensors' own methods, so that reading a checkpoint needs no torch. Tensors stay on their device.
+
+        Args:
+            network: a ``torch.nn.Module`` whose ``state_dict`` has exactly these names, shapes and dtypes.
+
+        Raises:
+            CheckpointMismatch: listing what is missing, unexpected, or of another shape or dtype.
+        """
+        state = network.state_dict()
+        groups = {
+            "the network lacks ": sorted(self.arrays.keys() - state.keys(), key=_natural),
+            "the checkpoint lacks ": sorted(state.keys() - self.arrays.keys(), key=_natural),
+            "": list(_differences(self.arrays, state)),
+        }
+        faults = [what + _listed(items) for what, items in groups.items() if items]
+        if faults:
+            described = self.manifest.get("network")
+            raise CheckpointMismatch(
+                f"this checkpoint does not fit the network: {'; '.join(faults)}. Build the network that its manifest "
+                f"describes: {json.dumps(described)}"
+            )
+        network.load_state_dict(
+            {name: state[name].new_tensor(array) for name, array in self.arrays.items()}, strict=True
+        )
+
+    def _fully_connected(self) -> list[tuple[Array, Array]]:
+        network = self.manifest.get("network") or {}
+        if network.get("name") != "mlp":
+            raise UnsupportedNetwork(
+                f"numpy alone runs the network 'mlp', and this one is {network.get('name')!r}: "
+                "build it in torch and use load_into(network)"
+            )
+        listed = [layer["name"] for layer in self.manifest["layers"]]
+        matrices = {name for name, array in self.arrays.items() if array.ndim == 2}
+        names = listed if set(listed) == matrices else sorted(matrices, key=_natural)
+        layers = [(self.arrays[name], self.arrays.get(name.removesuffix("weight") + "bias")) for name in names]
+        widths = [weight.shape[0] for weight, _ in layers]
+        if widths[:-1] != list(network.get("hidden", ())) or any(
+            bias is None or bias.shape != weight.shape[:1] for weight, bias in layers
+        ):
+            raise UnsupportedNetwork(
+                f"the layers {names} are not those of the 'mlp' that the manifest describes: "
+                "build it in torch and use load_into(network)"
+            )
+        return [(weight, bias) for weight, bias in layers if bias is not None]
+
+    def _forward(self, x: Array, layers: list[tuple[Array, Array]]) -> npt.NDArray[np.float32]:
+        out: Array = self.normalise(x).reshape(len(x), -1)
+        for depth, (weight, bias) in enumerate(layers):
+            out = (np.maximum(out, 0) if depth else out) @ weight.T + bias
+        return np.asarray(out, dtype=np.float32)
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read a sparse checkpoint from a file.
+
+    Raises:
+        CheckpointMismatch: when the file is not one, or is damaged.
+        OSError: when it cannot be read.
+    """
+    return decode(Path(path))
+
+
+def encode(
+    arrays: Mapping[str, Array],
+    masks: Mapping[str, npt.NDArray[np.bool_]],
+    manifest: Mapping[str, Any],
+    normalisation: Mapping[str, Array] | None = None,
+) -> bytes:
+    """Encode a network as a sparse checkpoint.
+
+    Args:
+        arrays: every parameter and buffer by name, in any memory order.
+        masks: for each prunable tensor a bool array of its shape, in the network's order.
+        manifest: its tree may hold floats and wide integers (they become strings) but neither NaN nor infinity.
+            ``format``, ``layers`` (in the masks' order) and ``mask_digest`` are filled in; if given, they must agree.
+        normalisation: ``mean`` and ``std``, if inputs are standardised.
+
+    Returns:
+        The file's bytes, the same for the same content.
+
+    Raises:
+        CheckpointMismatch: for a nonzero value under a cleared mask bit, a mask without its tensor, names that
+            collide, or a manifest that does not agree with the masks.
+        ValueError: for a manifest that JSON cannot hold.
+    """
+    dense = {name: _portable(array) for name, array in arrays.items()}
+    tensors: dict[str, Array] = {name: array for name, array in dense.items() if name not in masks}
+    packed = [_pack(name, mask, dense) for name, mask in masks.items()]
+    statistics = {_NORMALISATION + name: _statistic(name, array) for name, array in (normalisation or {}).items()}
+    _need(not statistics or len(statistics) == len(_STATISTICS), "a normalisation needs both mean and std")
+    for group in (*packed, statistics):
+        for name, array in group.items():
+            _need(name not in tensors, f"two tensors would be stored as {name!r}: rename the network's")
+            tensors[name] = array
+    written = _complete(manifest, masks)
+    _need_known(tensors.keys(), written["layers"])
+    return save(tensors, {METADATA_KEY: canonical_json(written).decode()})
+
+
+def decode(source: bytes | Path) -> Checkpoint:
+    """Decode a sparse checkpoint, strictly.
+
+    Args:
+        source: the file's bytes, or its path.
+
+    Raises:
+        CheckpointMismatch: naming what is wrong and what to do.
+        OSError: when the path cannot be read.
+    """
+    data = source.read_bytes() if isinstance(source, Path) else bytes(source)
+    manifest = _read_manifest(data)
+    try:
+        tensors: dict[str, Array] = load(data)
+    except (SafetensorError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointMismatch(f"the file is damaged ({error}): download it again and compare its digest") from None
+    layers = _read_layers(manifest)
+    _need_known(tensors.keys(), layers)
+    masks, arrays = {}, {}
+    for layer in layers:
+        name = layer["name"]
+        masks[name], arrays[name] = _unpack(layer, tensors)
+    normalisation = {
+        name: tensors.pop(_NORMALISATION + name) for name in _STATISTICS if _NORMALISATION + name in tensors
+    }
+    _need(len(normalisation) in (0, len(_STATISTICS)), "only one of normalisation.mean and normalisation.std is there")
+    arrays |= {name: tensors[name] for name in sorted(tensors, key=_natural)}
+    _need(manifest.get("mask_digest") == mask_digest(masks), "the masks do not have the manifest's mask_digest")
+    return Checkpoint(manifest, arrays, masks, normalisation)
+
+
+def encode_dense(checkpoint: Checkpoint) -> bytes:
+    """The same network as dense safetensors, for tools that know no masks: arrays under their names, the same metadata.
+
+    Which zeros were kept is lost, so ``decode`` refuses it.
+    """
+    tensors = {name: _portable(array) for name, array in checkpoint.arrays.items()}
+    statistics = {_NORMALISATION + name: _statistic(name, array) for name, array in checkpoint.normalisation.items()}
+    return save(tensors | statistics, {METADATA_KEY: canonical_json(checkpoint.manifest).decode()})
+
+
+def mask_digest(masks: Mapping[str, npt.NDArray[np.bool_]]) -> str:
+    """Digest of all masks together.
+
+    Returns:
+        ``sha256:`` and 64 hexadecimal digits over, for each mask in order of its name's code points: one line of
+        canonical JSON with ``name`` and ``shape``, then the mask's packed bits.
+    """
+    state = hashlib.sha256()
+    for name in sorted(masks):
+        state.update(canonical_json({"name": name, "shape": list(masks[name].shape)}) + b"\n")
+        state.update(_bits(masks[name]).tobytes())
+    return "sha256:" + state.hexdigest()
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------
+
+
+def _pack(name: str, mask: npt.NDArray[np.bool_], dense: Mapping[str, Array]) -> dict[str, Array]:
+    _need(name in dense, f"there is a mask for {name!r}, but no such tensor")
+    array = dense[name]
+    _need(mask.dtype == np.bool_, f"the mask of {name!r} is {mask.dtype}, not bool")
+    _need(mask.shape == array.shape, f"the mask of {name!r} has the shape {mask.shape}, its tensor {array.shape}")
+    values = array[mask]
+    stray = int(np.count_nonzero(array)) - int(np.count_nonzero(values))
+    _need(not stray, f"{stray} pruned weights of {name!r} are not zero: apply the mask before encoding")
+    return {name + _MASK: _bits(mask), name + _VALUES: values}
+
+
+def _bits(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
+    """Eight weights a byte in C order, the first in the most significant bit; the last byte is padded with zeros."""
+    return np.packbits(mask.reshape(-1))
+
+
+def _complete(manifest: Mapping[str, Any], masks: Mapping[str, npt.NDArray[np.bool_]]) -> dict[str, Any]:
+    """The manifest with what follows from the masks, which must not contradict what it says already."""
+    layers = [
+        {"name": name, "shape": list(mask.shape), "kept": int(np.count_nonzero(mask)), "total": mask.size}
+        for name, mask in masks.items()
+    ]
+    known: dict[str, Any] = {"format": FORMAT, "layers": layers, "mask_digest": mask_digest(masks)}
+    written: dict[str, Any] = known | exact(dict(manifest))
+    for key in ("format", "mask_digest"):
+        _need(written[key] == known[key], f"the manifest's {key} is {written[key]!r}, but the masks' is {known[key]!r}")
+    by_name = {layer["name"]: layer for layer in _read_layers(written)}
+    _need(by_name == {layer["name"]: layer for layer in layers}, "the manifest's layers are not those of the masks")
+    return written
+
+
+def _portable(array: Array) -> Array:
+    """The array in C order and little-endian; a scalar stays a scalar."""
+    array = np.asarray(array)
+    return np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
+
+
+def _statistic(name: str, array: Array) -> npt.NDArray[np.float32]:
+    _need(name in _STATISTICS, f"a normalisation has mean and std, not {name!r}")
+    return np.asarray(array, dtype="<f4", order="C")
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def _read_manifest(data: bytes) -> dict[str, Any]:
+    length = int.from_bytes(data[:8], "little")
+    _need(
+        len(data) > 8 and data[8:9] == b"{", "this is not a safetensors file: download a checkpoint with format=sparse"
+    )
+    _need(length <= len(data) - 8, f"the file is cut off inside its header, at {len(data)} bytes: download it again")
+    header = _parse(data[8 : 8 + length])
+    metadata = header.get("__metadata__") if isinstance(header, dict) else None
+    if not isinstance(metadata, dict) or metadata.keys() != {METADATA_KEY}:
+        raise CheckpointMismatch("this safetensors file has no Espalier manifest: it is not an Espalier checkpoint")
+    manifest = _parse(metadata[METADATA_KEY])
+    if not isinstance(manifest, dict) or not _canonical(manifest, metadata[METADATA_KEY]):
+        raise CheckpointMismatch("the manifest is not canonical JSON: the file is damaged, or another program wrote it")
+    _need(
+        manifest.get("format") == FORMAT,
+        f"the checkpoint's format is {manifest.get('format')!r}, and this reader knows {FORMAT!r}: update espalier",
+    )
+    return manifest
+
+
+def _parse(text: Any) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        raise CheckpointMismatch("the file's header is damaged: download it again and compare its digest") from None
+
+
+def _canonical(manifest: Any, text: str) -> bool:
+    try:
+        return canonical_json(manifest).decode() == text
+    except (ValueError, RecursionError):
+        return False
+
+
+def _read_layers(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    layers = manifest.get("layers")
+    _need(
+        isinstance(layers, list) and all(map(_is_layer, layers)),
+        "the manifest's layers are not name, shape, kept, total",
+    )
+    assert isinstance(layers, list)
+    names = {layer["name"] for layer in layers}
+    _need(len(names) == len(layers), "the manifest names a layer twice")
+    for layer in layers:
+        _need(math.prod(layer["shape"]) == layer["total"], f"the shape of {layer['name']!r} does not hold its total")
+    _need_counts(manifest, layers)
+    return layers
+
+
+def _is_layer(layer: object) -> bool:
+    return (
+        isinstance(layer, dict)
+        and layer.keys() == {"name", "shape", "kept", "total"}
+        and isinstance(layer["name"], str)
+        and isinstance(layer["shape"], list)
+        and all(type(number) is int and number >= 0 for number in (*layer["shape"], layer["kept"], layer["total"]))
+    )
+
+
+def _unpack(layer: Mapping[str, Any], tensors: dict[str, Array]) -> tuple[npt.NDArray[np.bool_], Array]:
+    name, total, kept = layer["name"], layer["total"], layer["kept"]
+    if name in tensors and name + _MASK not in tensors:
+        raise CheckpointMismatch(
+            f"{name!r} is stored without its mask: this is a dense checkpoint, for safetensors.numpy.load_file; "
+            "for the masks download it with format=sparse"
+        )
+    _need(name not in tensors, f"{name!r} is stored twice, dense and sparse")
+    bits, values = tensors.pop(name + _MASK, None), tensors.pop(name + _VALUES, None)
+    if bits is None or values is None:
+        raise CheckpointMismatch(
+            f"the manifest has the layer {name!r}, but its {'mask' if bits is None else 'values'} is missing"
+        )
+    size = -(-total // 8)
+    _need(
+        bits.dtype == np.uint8 and bits.shape == (size,),
+        f"the mask of {name!r} is not {size} bytes, for {total} weights",
+    )
+    _need(not total % 8 or not bits[-1] & (0xFF >> total % 8), f"the mask of {name!r} has bits past its last weight")
+    mask = np.unpackbits(bits, count=total).view(np.bool_)
+    found = int(np.count_nonzero(mask))
+    _need(found == kept, f"the mask of {name!r} keeps {found} weights, but the manifest says {kept}")
+    _need(
+        values.shape == (kept,), f"{name!r} has values of the shape {values.shape}, but its mask keeps {kept} weights"
+    )
+    array = np.zeros(total, dtype=values.dtype)
+    array[mask] = values
+    try:
+        return mask.reshape(layer["shape"]), array.reshape(layer["shape"])
+    except ValueError:  # more axes than numpy has, or lengths beside a zero that overflow
+        raise CheckpointMismatch(f"{name!r} has the impossible shape {layer['shape']}") from None
+
+
+def _need_known(names: Iterable[str], layers: Iterable[Mapping[str, Any]]) -> None:
+    """No tensor that a reader could not place: halves of a sparse tensor without a layer, other statistics."""
+    known = set(names)
+    layered = {layer["name"] for layer in layers}
+    orphans = {
+        name.removesuffix(_MASK)
+        for name in known
+        if name.endswith(_MASK) and name.removesuffix(_MASK) + _VALUES in known
+    } - layered
+    strange = {name for name in known if name.startswith(_NORMALISATION)} - {
+        _NORMALISATION + name for name in _STATISTICS
+    }
+    _need(not orphans, f"{_listed(sorted(orphans))}: mask and values, but no such layer in the manifest")
+    _need(not strange, f"{_listed(sorted(strange))}: unknown; names that begin with 'normalisation.' are reserved")
+
+
+def _need_counts(manifest: Mapping[str, Any], layers: Iterable[Mapping[str, Any]]) -> None:
+    density = manifest.get("density", {})
+    _need(isinstance(density, Mapping), "the manifest's density is not target, kept, total")
+    for key in ("kept", "total"):
+        counted = sum(layer[key] for layer in layers)
+        _need(
+            density.get(key, counted) == counted,
+            f"the manifest's density.{key} is {density.get(key)}, its layers' {counted}",
+        )
+
+
+def _differences(arrays: Mapping[str, Array], state: Mapping[str, Any]) -> Iterable[str]:
+    for name in sorted(arrays.keys() & state.keys()):
+        ours = f"{arrays[name].dtype.name} {arrays[name].shape}"
+        theirs = f"{str(state[name].dtype).removeprefix('torch.')} {tuple(state[name].shape)}"
+        if ours != theirs:
+            yield f"{name} is {theirs} in the network and {ours} in the checkpoint"
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sort key under which ``layers.10`` follows ``layers.2``."""
+    return [(int(part) if part.isdecimal() else -1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _listed(items: list[str], most: int = 8) -> str:
+    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
+
+
+def _need(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise CheckpointMismatch(otherwise)
