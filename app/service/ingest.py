@@ -21,6 +21,9 @@ from app.store.database import Store, Transaction
 HEAVY_TAIL = 1000.0
 """Flat floating-point inputs that reach beyond this are taken for raw sensor values, and get a signed logarithm first."""
 
+MOST_INFERRED = 100_000
+"""Classes that are inferred at most: a larger label is a mistake, or a number to exhaust memory with."""
+
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
@@ -82,6 +85,12 @@ def completed(spec: InputSpec, decoded: DecodedFiles, recipe: Recipe) -> InputSp
     Raises:
         InvalidMegabatch: "wrong-shape", "wrong-dtype" or "label-out-of-range", with the remedy.
     """
+    largest = max(label for label, _ in decoded.labels)
+    if spec.classes is None and largest >= MOST_INFERRED:
+        raise InvalidMegabatch(
+            "label-out-of-range",
+            f"label {largest} would mean {largest + 1} classes: number the classes from 0, or declare input.classes when the model is created",
+        )
     full = InputSpec(
         shape=spec.shape or decoded.shape,
         dtype=spec.dtype or decoded.dtype,
@@ -100,7 +109,7 @@ def completed(spec: InputSpec, decoded: DecodedFiles, recipe: Recipe) -> InputSp
         )
     if spec.shape is None and (why := misfit(recipe, decoded.shape)) is not None:
         raise InvalidMegabatch("wrong-shape", why)
-    _check_labels(decoded, full, declared=spec.classes is not None)
+    _check_labels(largest, full)
     _check_fixed(full)
     return full
 
@@ -115,25 +124,19 @@ def _normalisation(decoded: DecodedFiles) -> Normalisation:
     return Normalisation("first-megabatch", signed_log=raw_sensors)
 
 
-def _check_labels(decoded: DecodedFiles, spec: InputSpec, *, declared: bool) -> None:
+def _check_labels(largest: int, spec: InputSpec) -> None:
     assert spec.classes is not None
     known = len(spec.classes)
-    worst = max(label for label, _ in decoded.labels)
-    if worst >= known:
+    if largest >= known:
         raise InvalidMegabatch(
             "label-out-of-range",
-            f"label {worst} is beyond the model's {known} classes (labels 0 to {known - 1}): "
+            f"label {largest} is beyond the model's {known} classes (labels 0 to {known - 1}): "
             "correct y, or create a model that declares all classes, those of later megabatches too, as input.classes",
         )
     if known < 2:
         raise InvalidMegabatch(
             "one-class",
             "the first megabatch holds one class only, label 0, so the classes cannot be inferred: declare input.classes when the model is created",
-        )
-    if not declared and known > 100_000:
-        raise InvalidMegabatch(
-            "label-out-of-range",
-            f"label {worst} would mean {known} classes: number the classes from 0, or declare input.classes",
         )
 
 

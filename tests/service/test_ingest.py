@@ -84,6 +84,13 @@ def test_one_class_alone_cannot_be_inferred_but_can_be_declared(house: House) ->
     assert house.upload("declared", x=x, y=y * 0).new
 
 
+def test_a_huge_label_does_not_become_that_many_classes(house: House) -> None:
+    house.create()
+    x, y = blob_of_examples(1)
+    with pytest.raises(InvalidMegabatch, match="number the classes from 0"):
+        house.upload(x=x, y=y + 2**30)
+
+
 def test_flat_examples_for_an_image_network_are_refused(house: House) -> None:
     house.create("gas", {"network": {"name": "cnn"}})
     with pytest.raises(InvalidMegabatch, match="mlp"):
