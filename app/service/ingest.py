@@ -69,7 +69,8 @@ def accept_megabatch(store: Store, name: str, staged: Staged, *, limits: Limits,
 def get_megabatch(store: Store, name: str, number: int) -> tuple[Megabatch, InputSpec]:
     """One megabatch, and the input spec that its values follow."""
     with store.reading() as tx:
-        return tx.buffer.megabatch(name, number), tx.ledger.model(name).input
+        model = tx.ledger.model(name)
+        return tx.buffer.megabatch(name, number), model.input
 
 
 def list_megabatches(store: Store, name: str, *, after: int | None, limit: int) -> tuple[Page[Megabatch], InputSpec]:

@@ -1,0 +1,127 @@
+"""The application: routes, edge and store, put together for one deployment.
+
+Knows: which rooms an API process needs. Must never know: torch, the worker, or what a use case decides.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import anyio
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.requests import ClientDisconnect
+
+from app import __version__
+from app.api.declared import Application
+from app.api.middleware import Edge
+from app.api.problems import on_error
+from app.api.routes import aliases, audit, cycles, health, megabatches, models, versions
+from app.config import Settings
+from app.errors import EspalierError
+from app.store.blobs import Blobs
+from app.store.database import Store
+
+_log = logging.getLogger("app.api")
+
+_TAGS = [
+    {"name": "models", "description": "Registered learning problems."},
+    {"name": "megabatches", "description": "Labelled examples as they come."},
+    {"name": "cycles", "description": "Attempts to prune, retrain and judge."},
+    {"name": "versions", "description": "Results: look at, download, promote, roll back."},
+    {"name": "aliases", "description": "Movable names of versions."},
+    {"name": "audit", "description": "What was done, by whom, and whether the log still holds."},
+    {"name": "health", "description": "For whoever runs the service."},
+]
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The HTTP API of one deployment.
+
+    Raises:
+        ValueError: an address that other machines reach, without a key.
+    """
+    if settings.api_key is None and not settings.loopback:
+        raise ValueError(
+            f"refusing to listen on {settings.host} without a key: "
+            "set ESPALIER_API_KEY, or listen on 127.0.0.1 (ESPALIER_HOST)"
+        )
+    routers = [noun.router for noun in (models, megabatches, cycles, versions, aliases, audit, health)]
+    routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
+    app = Application(
+        title="Espalier",
+        summary="Trains a network and prunes it at the same time.",
+        version=__version__,
+        openapi_tags=_TAGS,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=_lifespan,
+        generate_unique_id_function=_operation_id,
+        exception_handlers=dict.fromkeys(
+            (StarletteHTTPException, RequestValidationError, EspalierError, ClientDisconnect), on_error
+        ),
+    )
+    app.state.settings = settings
+    app.add_middleware(Edge, settings=settings)
+    for router in routers:
+        app.include_router(router)
+    for route in routes:
+        if "GET" in (route.methods or ()):
+            _answer_head(app, route)
+    app.add_exception_handler(405, _method_not_allowed(routes))
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    settings: Settings = app.state.settings
+    if settings.api_key is None:
+        _log.warning(
+            "no ESPALIER_API_KEY is set: whoever reaches %s:%d on this machine may do everything",
+            settings.host,
+            settings.port,
+        )
+    store = Store(settings.resolved_database_url, Blobs(settings.data_dir / "blobs"))
+    try:
+        store.check_schema()
+        app.state.store = store
+        app.state.decoding = anyio.CapacityLimiter(max(2, os.cpu_count() or 1))
+        yield
+    finally:
+        store.dispose()
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name
+
+
+def _answer_head(app: FastAPI, route: APIRoute) -> None:
+    """Give a GET its HEAD (RFC 9110, 9.1); servers leave out the body."""
+    app.add_api_route(
+        route.path,
+        route.endpoint,
+        methods=["HEAD"],
+        include_in_schema=False,
+        response_model=route.response_model,
+        response_class=route.response_class,
+        name=route.name,
+    )
+
+
+def _method_not_allowed(routes: Sequence[APIRoute]) -> Callable[[Request, Exception], Awaitable[Response]]:
+    """The answer to a method that an address does not know, with every one that it does know in Allow."""
+
+    async def answer(request: Request, error: Exception) -> Response:
+        here = [route for route in routes if route.path_regex.match(request.scope["path"])]
+        known = {method for route in here for method in route.methods or ()}
+        response = await on_error(request, error)
+        response.headers["Allow"] = ", ".join(sorted(known | ({"HEAD"} if "GET" in known else set())))
+        return response
+
+    return answer

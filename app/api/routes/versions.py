@@ -1,0 +1,151 @@
+"""Versions: list, poll, download, promote, roll back."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import JSONResponse
+
+from app import errors
+from app.api import schemas
+from app.api.declared import JSON_BODY, NOT_MODIFIED, problems, with_headers
+from app.api.dependencies import (
+    ActorDep,
+    AliasRevision,
+    CursorText,
+    Limit,
+    ModelName,
+    Number,
+    SettingsDep,
+    StoreDep,
+    VersionRef,
+    decode_number,
+)
+from app.api.problems import MALFORMED_HEADER, RANGE
+from app.api.representations import CheckpointFile, answer, caching, is_current, strong
+from app.api.strict_json import JsonRoute
+from app.service import history, release
+
+router = APIRouter(prefix="/v1/models/{model}", tags=["versions"], route_class=JsonRoute)
+
+_UNKNOWN = (errors.UnknownModel, errors.UnknownVersion)
+_MOVES = (errors.AliasMoved, errors.PreconditionMissing, errors.CorruptBlob, MALFORMED_HEADER, *JSON_BODY)
+_HEADERS = {
+    "ETag": "Digest of the checkpoint.",
+    "Cache-Control": "Immutable for a number; `no-cache` for an alias.",
+    "Espalier-Alias-Revision": "Revision of the alias, when asked for by one.",
+}
+_FILE = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+_DOWNLOAD: dict[int | str, dict[str, Any]] = {
+    200: {
+        **with_headers("The whole checkpoint.", {**_HEADERS, "Content-Digest": "RFC 9530", "Repr-Digest": "RFC 9530"}),
+        "content": _FILE,
+    },
+    206: {
+        **with_headers("One range of it.", {**_HEADERS, "Content-Range": "Which.", "Repr-Digest": "RFC 9530"}),
+        "content": _FILE,
+    },
+    304: NOT_MODIFIED,
+}
+
+
+@router.get("/versions", summary="List versions", responses=problems(errors.UnknownModel, errors.InvalidCursor))
+def list_versions(name: ModelName, store: StoreDep, limit: Limit = 50, cursor: CursorText = None) -> schemas.Versions:
+    """Versions, newest first, withheld ones included."""
+    page = release.list_versions(store, name, after=decode_number("versions", cursor), limit=limit)
+    return schemas.Versions.from_domain("versions", page, schemas.Version.from_domain)
+
+
+@router.get(
+    "/versions/{ref}",
+    response_model=schemas.Version,
+    summary="Look at a version, or poll an alias",
+    responses={200: with_headers("The version.", _HEADERS), 304: NOT_MODIFIED, **problems(*_UNKNOWN)},
+)
+def get_version(name: ModelName, ref: VersionRef, request: Request, store: StoreDep, settings: SettingsDep) -> Response:
+    """A version by number or alias. Poll an alias with `If-None-Match`: 304 while it points to the same version."""
+    view = release.get_version(store, name, ref)
+    body = schemas.Version.from_domain(view.version)
+    return answer(request, body, strong(view.version.checkpoint), caching(settings, ref, view.alias))
+
+
+@router.get(
+    "/versions/{ref}/checkpoint",
+    response_class=Response,
+    summary="Download a checkpoint",
+    responses={**_DOWNLOAD, **problems(*_UNKNOWN, errors.MissingBlob, errors.CorruptBlob, RANGE)},
+)
+def download_checkpoint(
+    name: ModelName,
+    ref: VersionRef,
+    request: Request,
+    store: StoreDep,
+    settings: SettingsDep,
+    form: Annotated[
+        release.Form, Query(alias="format", description="`sparse`: mask bits and kept values; `dense`: every value.")
+    ] = "sparse",
+) -> Response:
+    """The checkpoint's bytes (safetensors), whole or one range of them; the entity tag is their digest."""
+    found = release.open_checkpoint(store, name, ref, form)
+    headers = caching(settings, ref, found.alias)
+    if is_current(request, strong(found.digest)):
+        return Response(status_code=304, headers={"ETag": strong(found.digest), **headers})
+    return CheckpointFile(found.path, found.digest, found.size, f"{name}-{found.version.number}.safetensors", headers)
+
+
+@router.get(
+    "/versions/{ref}/manifest",
+    response_model=dict[str, Any],
+    summary="Look at a version's manifest",
+    responses={200: with_headers("The manifest.", _HEADERS), 304: NOT_MODIFIED, **problems(*_UNKNOWN)},
+)
+def get_manifest(
+    name: ModelName, ref: VersionRef, request: Request, store: StoreDep, settings: SettingsDep
+) -> Response:
+    """The manifest that stands in the checkpoint: recipe, input, layers, seed, environment."""
+    view = release.get_version(store, name, ref)
+    headers = {"ETag": strong(view.version.checkpoint), **caching(settings, ref, view.alias)}
+    if is_current(request, headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    return JSONResponse(dict(view.version.manifest), headers=headers)
+
+
+@router.get("/versions/{ref}/audit", summary="Read what the log says about a version", responses=problems(*_UNKNOWN))
+def version_audit(name: ModelName, ref: VersionRef, store: StoreDep) -> schemas.AuditTrail:
+    """Every entry of the cycle that made the version, pruning steps included, and of what happened to it since."""
+    return schemas.AuditTrail.from_domain(history.version_audit(store, name, ref))
+
+
+@router.get("/versions/{ref}/lineage", summary="Trace a version's ancestry", responses=problems(*_UNKNOWN))
+def lineage(name: ModelName, ref: VersionRef, store: StoreDep) -> schemas.Lineage:
+    """The version and its ancestors, up to the first."""
+    return schemas.Lineage.from_domain(release.lineage(store, name, ref))
+
+
+@router.post(
+    "/versions/{number}/promote", summary="Promote a version", responses=problems(*_UNKNOWN, errors.Conflict, *_MOVES)
+)
+def promote(
+    name: ModelName, number: Number, revision: AliasRevision, body: schemas.Reason, store: StoreDep, actor: ActorDep
+) -> schemas.Promoted:
+    """Make a version the champion, whatever its verdict was. Overriding a withheld one is audited as such."""
+    done = release.promote(store, name, number, reason=body.reason, expected_revision=revision, actor=actor)
+    return schemas.Promoted.from_domain(done)
+
+
+@router.post(
+    "/rollback",
+    summary="Roll back",
+    responses=problems(*_UNKNOWN, errors.UnknownAlias, errors.UnknownMegabatch, errors.NotAnAncestor, *_MOVES),
+)
+def roll_back(
+    name: ModelName, revision: AliasRevision, body: schemas.NewRollback, store: StoreDep, actor: ActorDep
+) -> schemas.RolledBack:
+    """Move the champion back to an ancestor: weights, mask, stage, replay and normalisation together."""
+    to = None if body.to is None else str(body.to)
+    quarantine = sorted(set(body.quarantine))
+    done = release.roll_back(
+        store, name, to=to, reason=body.reason, quarantine=quarantine, expected_revision=revision, actor=actor
+    )
+    return schemas.RolledBack.from_domain(done)
