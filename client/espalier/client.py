@@ -1,0 +1,648 @@
+"""Client: the service's HTTP API as typed methods.
+
+Knows: what each path means and answers. Must never know: how a model is trained, or how things are printed.
+
+Laws:
+    * A method either returns what the service confirmed, or raises an ``EspalierClientError`` that says what to do.
+    * What is not safe to repeat is sent once; moves of an alias name the revision of it that was seen.
+    * Bytes that come are compared with their digest before anyone sees them.
+
+    with Client("http://localhost:8000") as client:
+        client.upload("gas-sensors", x, y, wait=True)
+        client.download("gas-sensors@champion", "model.safetensors")
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import save
+
+from espalier.download import BLOCK, Progress, content_digest, fetch, file_digest, promised_digest
+from espalier.errors import ApiProblem, CycleFailed, CycleUnfinished, DigestMismatch, EspalierClientError
+from espalier.formats.canonical import sha256_digest
+from espalier.formats.checkpoint import Checkpoint, decode
+from espalier.formats.megabatch import encode
+from espalier.formats.proof import verify_log
+from espalier.records import (
+    CHAMPION,
+    Alias,
+    AliasMove,
+    AuditEntry,
+    Cycle,
+    InitialWeights,
+    LogHead,
+    Megabatch,
+    Model,
+    Page,
+    Promoted,
+    Record,
+    Reference,
+    RolledBack,
+    TimePoint,
+    Version,
+)
+from espalier.transport import Body, Transport, path_of
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+Form = Literal["sparse", "dense"]
+Wanted = Version | Reference | str
+
+_PAGE = 500
+_LOG = logging.getLogger("espalier")
+
+R = TypeVar("R", bound=Record)
+
+
+class Client:
+    """One service, seen from a client machine. Use it as a context manager, or close it.
+
+    Args:
+        url: the service's address; by default ``ESPALIER_URL``, else ``http://127.0.0.1:8000``.
+        key: the service's key; by default ``ESPALIER_KEY``, else none.
+        timeout: seconds to wait for the network at each step of a request.
+        retries: how often a request that is safe to repeat is sent again.
+        transport: an httpx transport to use instead of the network.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        key: str | None = None,
+        *,
+        timeout: float = 30.0,
+        retries: int = 4,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._http = Transport(
+            url or os.environ.get("ESPALIER_URL") or DEFAULT_URL,
+            key or os.environ.get("ESPALIER_KEY"),
+            timeout=timeout,
+            retries=retries,
+            transport=transport,
+        )
+
+    @property
+    def url(self) -> str:
+        """The service's address."""
+        return self._http.url
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    # -- models --------------------------------------------------------------------------------------------------------
+
+    def create_model(
+        self,
+        name: str,
+        recipe: Mapping[str, Any] | None = None,
+        *,
+        preset: str | None = None,
+        input: Mapping[str, Any] | None = None,
+        initial_weights: str | Path | Mapping[str, Any] | None = None,
+    ) -> Model:
+        """Register a model. The same name with the same recipe and input again returns the first one.
+
+        Args:
+            name: lower-case letters, digits and hyphens.
+            recipe: what differs from the preset; unknown keys are errors.
+            preset: name of the recipe to start from.
+            input: ``shape``, ``dtype``, ``classes`` (names, or how many), ``normalisation``; what is left out is
+                inferred from the first megabatch.
+            initial_weights: a safetensors file, or arrays (numpy or torch) by name, to start from as version 0.
+        """
+        document = dict(recipe or {})
+        if preset is not None:
+            document["preset"] = preset
+        if initial_weights is not None:
+            document["initial_weights"] = self.upload_weights(initial_weights).digest
+        body: dict[str, Any] = {"name": name, "recipe": document}
+        if input is not None:
+            body["input"] = dict(input)
+        answer = self._http.request("POST", path_of("models"), json=body)
+        return Model.from_json({**_json(answer), "replayed": answer.status_code == 200})
+
+    def upload_weights(
+        self, weights: str | Path | Mapping[str, Any], progress: Progress | None = None
+    ) -> InitialWeights:
+        """Upload initial weights, for a recipe to name by digest. Only safetensors: never pickle."""
+        if isinstance(weights, Mapping):
+            data = save({name: _array(value) for name, value in weights.items()})
+            answer = self._upload(path_of("initial-weights"), data, progress)
+        else:
+            answer = self._upload(path_of("initial-weights"), Path(weights), progress)
+        return InitialWeights.from_json(_json(answer))
+
+    def model(self, name: str) -> Model:
+        """One model, with its recipe, champion and queue."""
+        return self._get(Model, path_of("models", name))
+
+    def models(self) -> Iterator[Model]:
+        """All models, by name."""
+        return self._all(Model, path_of("models"))
+
+    def pause(self, name: str, reason: str) -> Model:
+        """Stop starting cycles; uploads are still taken in."""
+        return self._make(Model, path_of("models", name, "pause"), {"reason": reason})
+
+    def resume(self, name: str, reason: str) -> Model:
+        """Start cycles again."""
+        return self._make(Model, path_of("models", name, "resume"), {"reason": reason})
+
+    # -- megabatches ---------------------------------------------------------------------------------------------------
+
+    def upload(
+        self,
+        name: str,
+        x: npt.ArrayLike | str | Path,
+        y: npt.ArrayLike | None = None,
+        *,
+        wait: bool = False,
+        progress: Progress | None = None,
+        on_cycle: Callable[[Cycle], None] | None = None,
+        timeout: float | None = None,
+    ) -> Megabatch:
+        """Upload a megabatch.
+
+        Args:
+            name: the model.
+            x: examples, (n, features), (n, height, width) or (n, height, width, channels); or the path of an npz file
+                with the members ``x`` and ``y``, which is streamed.
+            y: labels, (n,) integers; None with a path.
+            wait: stay until the cycle that trains on this megabatch, if one is enqueued, has ended.
+            progress: told the bytes sent, and all of them.
+            on_cycle: with ``wait``, told the cycle at every look.
+            timeout: with ``wait``, the longest wait in seconds.
+
+        Returns:
+            The megabatch, with ``.cycle``, and ``.replayed`` when the same arrays were there already (an upload whose
+            answer was lost, too: its cycle is found again).
+
+        Raises:
+            CycleFailed, CycleUnfinished: with ``wait``; the megabatch is accepted all the same.
+        """
+        answer = self._upload(path_of("models", name, "megabatches"), _megabatch(x, y), progress)
+        document = _json(answer)
+        document["replayed"] = answer.headers.get("idempotency-replayed", "").lower() == "true"
+        if document["replayed"] and document.get("cycle") is None:
+            document["cycle"] = self._open_cycle(name, int(document["number"]))
+        megabatch = Megabatch.from_json(document)
+        if wait and megabatch.cycle is not None:
+            self.wait_for_cycle(name, megabatch.cycle, on_progress=on_cycle, timeout=timeout)
+        return megabatch
+
+    def megabatches(self, name: str, limit: int | None = None) -> Iterator[Megabatch]:
+        """A model's megabatches, in order of arrival: the first ``limit`` of them, or all."""
+        return self._all(Megabatch, path_of("models", name, "megabatches"), limit)
+
+    def megabatch(self, name: str, number: int) -> Megabatch:
+        """One megabatch."""
+        return self._get(Megabatch, path_of("models", name, "megabatches", number))
+
+    # -- cycles --------------------------------------------------------------------------------------------------------
+
+    def train(self, name: str, reason: str | None = None) -> Cycle:
+        """Ask for a cycle now."""
+        return self._make(Cycle, path_of("models", name, "cycles"), {"reason": reason} if reason else {})
+
+    def cycles(self, name: str, limit: int | None = None) -> Iterator[Cycle]:
+        """A model's cycles, newest first: ``limit`` of them, or all."""
+        return self._all(Cycle, path_of("models", name, "cycles"), limit)
+
+    def cycle(self, name: str, number: int) -> Cycle:
+        """One cycle, with its progress while it runs."""
+        return self._get(Cycle, path_of("models", name, "cycles", number))
+
+    def wait_for_cycle(
+        self,
+        name: str,
+        number: int,
+        *,
+        on_progress: Callable[[Cycle], None] | None = None,
+        timeout: float | None = None,
+    ) -> Cycle:
+        """Stay until a cycle has ended.
+
+        Args:
+            name: the model.
+            number: the cycle.
+            on_progress: told the cycle at every look: after 0.1 s at first, then more seldom, every second in the end.
+            timeout: longest wait in seconds; None waits as long as it takes.
+
+        Returns:
+            The cycle: ``published``, or ``withheld`` by a guardrail.
+
+        Raises:
+            CycleFailed: it failed, was superseded, or cannot start because the model is paused.
+            CycleUnfinished: the time ran out; the cycle goes on.
+        """
+        until = None if timeout is None else time.monotonic() + timeout
+        wait, last = 0.1, None
+        while True:
+            cycle = self.cycle(name, number)
+            if on_progress is not None:
+                on_progress(cycle)
+            if not cycle.open:
+                return _ended(cycle)
+            if cycle.state == "queued" and (paused := self.model(name)).state == "paused":
+                raise _stuck(cycle, paused.paused_reason)
+            if until is not None and time.monotonic() + wait > until:
+                raise CycleUnfinished(name, number, cycle.state, timeout or 0.0)
+            time.sleep(wait)
+            seen = (cycle.state, cycle.progress)
+            wait, last = (min(wait * 1.5, 1.0), seen) if seen == last else (min(wait * 1.2, 0.5), seen)
+
+    # -- versions ------------------------------------------------------------------------------------------------------
+
+    def version(self, version: Wanted, ref: int | str | None = None) -> Version:
+        """One version.
+
+        Args:
+            version: ``"gas:7"``, ``"gas@champion"``, or ``"gas"`` for its champion.
+            ref: a number or alias, where ``version`` is the model's name alone.
+        """
+        return self._get(Version, self._at(version, ref))
+
+    def versions(self, name: str, limit: int | None = None) -> Iterator[Version]:
+        """A model's versions, newest first: ``limit`` of them, or all."""
+        return self._all(Version, path_of("models", name, "versions"), limit)
+
+    def lineage(self, version: Wanted, ref: int | str | None = None) -> list[Version]:
+        """A version and its ancestors, itself first."""
+        return list(self._all(Version, self._at(version, ref, "lineage")))
+
+    def manifest(self, version: Wanted, ref: int | str | None = None) -> dict[str, Any]:
+        """The manifest that stands in a version's checkpoint."""
+        return _json(self._http.request("GET", self._at(version, ref, "manifest")))
+
+    def download(
+        self,
+        version: Wanted,
+        path: str | Path,
+        *,
+        format: Form = "sparse",
+        progress: Progress | None = None,
+    ) -> Path:
+        """Download a checkpoint: resumed where an earlier try broke off, hashed, compared, then renamed into its place.
+
+        Args:
+            version: a reference, or a version.
+            path: the file; or a folder, for ``<model>-<number>.safetensors`` in it.
+            format: ``sparse`` (mask bits and kept values) or ``dense`` (plain safetensors).
+            progress: told the bytes that are there, and all of them.
+
+        Returns:
+            The file's path.
+
+        Raises:
+            DigestMismatch: the bytes are not what was promised; nothing is left of them.
+        """
+        found = version if isinstance(version, Version) else self.version(version)
+        target = Path(path)
+        if target.is_dir():
+            target /= f"{found.model}-{found.number}.safetensors"
+        return fetch(
+            self._http,
+            path_of("models", found.model, "versions", found.number, "checkpoint"),
+            target,
+            params={"format": format},
+            expected=found.checkpoint.digest if format == "sparse" else None,
+            progress=progress,
+        )
+
+    def checkpoint(self, version: Wanted, ref: int | str | None = None) -> Checkpoint:
+        """A checkpoint in memory, its digest compared."""
+        return decode(self.checkpoint_bytes(version, ref))
+
+    def checkpoint_bytes(self, version: Wanted, ref: int | str | None = None) -> bytes:
+        """A sparse checkpoint's bytes, their digest compared."""
+        found = version if isinstance(version, Version) else self.version(version, ref)
+        answer = self._http.request(
+            "GET",
+            path_of("models", found.model, "versions", found.number, "checkpoint"),
+            params={"format": "sparse"},
+        )
+        actual = sha256_digest(answer.content)
+        for wanted in (found.checkpoint.digest, promised_digest(answer.headers, whole=True)):
+            if wanted not in (None, actual):
+                raise DigestMismatch(
+                    f"{found.model}:{found.number}: the bytes that came hash to {actual}, but {wanted} was promised; "
+                    "fetch it again, and if it repeats, run `espalier doctor` where the service runs"
+                )
+        return answer.content
+
+    def watch(
+        self,
+        version: Reference | str,
+        on_change: Callable[[Version, Path | None], None],
+        *,
+        interval: float = 30.0,
+        jitter: float = 0.2,
+        stop: threading.Event | None = None,
+        directory: str | Path | None = None,
+    ) -> Version | None:
+        """Call ``on_change`` for the version that an alias names now, and again whenever it names another one.
+
+        Polling is cheap: while nothing moves, the service answers 304 without a body. When the service cannot be
+        reached, or a download fails, the version last handed over stays in force, and the next look comes later and
+        later, up to ten intervals.
+
+        Args:
+            version: what to watch, such as ``gas@champion``.
+            on_change: gets the version, and the downloaded checkpoint's path where ``directory`` is given. What it
+                raises ends the watch.
+            interval: seconds between two looks.
+            jitter: share by which each wait is randomly longer or shorter, so that many clients spread out.
+            stop: set it to end the watch.
+            directory: folder to download each version to, as ``<model>-<number>.safetensors``, before ``on_change``.
+
+        Returns:
+            The version that was handed over last.
+        """
+        path = self._at(version)
+        folder = None if directory is None else Path(directory)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        halt = stop or threading.Event()
+        last: Version | None = None
+        tag, failures = "", 0
+        while not halt.is_set():
+            try:
+                answer = self._http.request("GET", path, headers={"If-None-Match": tag} if tag else {})
+                found = last if answer.status_code == 304 else Version.from_json(_json(answer))
+                moved = found if found is not None and (last is None or found.number != last.number) else None
+                file = None if moved is None or folder is None else self.download(moved, folder)
+            except EspalierClientError as error:
+                failures += 1
+                _LOG.warning("watching %s: %s; the last good version stays in force", version, error)
+            else:
+                failures = 0
+                if moved is not None:
+                    on_change(moved, file)
+                    last = moved
+                tag = answer.headers.get("etag", "")
+            # Random, so that many clients spread out in time.
+            halt.wait(interval * min(2.0**failures, 10.0) * random.uniform(1 - jitter, 1 + jitter))
+        return last
+
+    # -- moves ---------------------------------------------------------------------------------------------------------
+
+    def promote(self, name: str, number: int, reason: str) -> Promoted:
+        """Make a version the champion.
+
+        Raises:
+            ApiProblem: with status 412 when the alias was moved since its revision was read; nothing was changed.
+        """
+        return self._move(Promoted, name, path_of("models", name, "versions", number, "promote"), {"reason": reason})
+
+    def rollback(
+        self,
+        name: str,
+        to: int | str | None = None,
+        *,
+        reason: str,
+        quarantine: Sequence[int] = (),
+    ) -> RolledBack:
+        """Move the champion back to an ancestor; weights, mask, stage and replay go back with it.
+
+        Args:
+            name: the model.
+            to: number or alias; by default the nearest ancestor that was champion and holds no quarantined megabatch.
+            reason: stands in the audit log.
+            quarantine: megabatches never to train on again.
+
+        Raises:
+            ApiProblem: with status 412 when the alias was moved since its revision was read; nothing was changed.
+        """
+        body: dict[str, Any] = {"reason": reason, "quarantine": list(quarantine)}
+        if to is not None:
+            body["to"] = str(to)
+        return self._move(RolledBack, name, path_of("models", name, "rollback"), body)
+
+    def alias(self, name: str, alias: str = CHAMPION) -> Alias:
+        """Which version an alias names now."""
+        return self._get(Alias, path_of("models", name, "aliases", alias))
+
+    def alias_at(self, name: str, at: datetime, alias: str = CHAMPION) -> int:
+        """Which version an alias named at a time (aware)."""
+        if at.tzinfo is None:
+            raise EspalierClientError(f"{at.isoformat()} does not say in which time zone it is: give an aware time")
+        answer = self._http.request("GET", path_of("models", name, "aliases", alias), params={"at": at.isoformat()})
+        return int(_json(answer)["version"])
+
+    def alias_history(self, name: str, alias: str = CHAMPION) -> Iterator[AliasMove]:
+        """Every move of an alias."""
+        return self._all(AliasMove, path_of("models", name, "aliases", alias, "history"))
+
+    # -- the audit log -------------------------------------------------------------------------------------------------
+
+    def audit(self, model: str | None = None, *, kind: str | None = None) -> Iterator[AuditEntry]:
+        """Audit entries, oldest first: of one model or of all, of one kind or of all."""
+        return self._all(AuditEntry, path_of("audit"), model=model, kind=kind)
+
+    def audit_entry(self, seq: int) -> AuditEntry:
+        """One audit entry."""
+        return self._get(AuditEntry, path_of("audit", seq))
+
+    def version_audit(self, version: Wanted, ref: int | str | None = None) -> list[AuditEntry]:
+        """The audit entries of the cycle that made a version."""
+        return list(self._all(AuditEntry, self._at(version, ref, "audit")))
+
+    def audit_head(self) -> LogHead:
+        """How many entries the log has, and their Merkle root."""
+        return self._get(LogHead, path_of("audit", "head"))
+
+    def verify_log(
+        self, on_entry: Callable[[AuditEntry, int], None] | None = None, *, head: LogHead | None = None
+    ) -> int:
+        """Check the whole audit log on this machine: every entry's hash, their order, and the root over all of them.
+
+        Args:
+            on_entry: told each entry as it is checked, and how many there are.
+            head: the head to check against, by default the present one. With a head that was kept from an earlier day,
+                this shows that the log still begins with what it was then: nothing of it was rewritten.
+
+        Returns:
+            How many entries were checked.
+
+        Raises:
+            ProofRejected: naming the first entry that is wrong.
+        """
+        end = head or self.audit_head()
+
+        def documents() -> Iterator[Mapping[str, Any]]:
+            # The log may have grown since its head was read: entries past the head are no part of this check.
+            for entry in itertools.islice(self.audit(), end.size):
+                if on_entry is not None:
+                    on_entry(entry, end.size)
+                yield entry.document
+
+        return verify_log(documents(), end.size, end.root)
+
+    def time_line(self, name: str) -> Iterator[TimePoint]:
+        """A model's versions over time: density, accuracies, gap, bytes; oldest first."""
+        return self._all(TimePoint, path_of("models", name, "metrics"))
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _get(self, kind: type[R], path: str) -> R:
+        return kind.from_json(_json(self._http.request("GET", path)))
+
+    def _make(self, kind: type[R], path: str, body: Mapping[str, Any]) -> R:
+        return kind.from_json(_json(self._http.request("POST", path, json=dict(body))))
+
+    def _page(self, record: type[R], path: str, **params: Any) -> Page[R]:
+        document = _json(self._http.request("GET", path, params=params))
+        return Page(tuple(record.from_json(item) for item in document["items"]), document.get("next_cursor"))
+
+    def _all(self, record: type[R], path: str, limit: int | None = None, **params: Any) -> Iterator[R]:
+        """A listing's items, page after page as they are asked for; ``limit`` of them, or all."""
+        cursor, left = None, limit
+        while left is None or left > 0:
+            page = self._page(record, path, **params, limit=_PAGE if left is None else min(left, _PAGE), cursor=cursor)
+            yield from page.items
+            if page.next_cursor is None:
+                return
+            cursor, left = page.next_cursor, None if left is None else left - len(page.items)
+
+    def _at(self, version: Wanted, ref: int | str | None = None, *rest: str) -> str:
+        if isinstance(version, Version):
+            return path_of("models", version.model, "versions", version.number, *rest)
+        found = version if isinstance(version, Reference) else Reference.parse(version, ref)
+        return path_of("models", found.model, "versions", found.ref, *rest)
+
+    def _move(self, kind: type[R], name: str, path: str, body: Mapping[str, Any]) -> R:
+        try:
+            revision = self.alias(name).revision
+        except ApiProblem as problem:
+            if problem.type != "urn:espalier:problem:unknown-alias":
+                raise
+            revision = 0  # it has never been moved
+        answer = self._http.request("POST", path, json=dict(body), headers={"If-Match": f'"{revision}"'})
+        return kind.from_json(_json(answer))
+
+    def _open_cycle(self, name: str, megabatch: int) -> int | None:
+        """The cycle that waits or runs and may train on this megabatch; the oldest of them."""
+        recent = self.cycles(name, _PAGE)
+        return min((cycle.number for cycle in recent if cycle.open and cycle.through >= megabatch), default=None)
+
+    def _upload(self, path: str, content: bytes | Path, progress: Progress | None) -> httpx.Response:
+        if isinstance(content, Path):
+            size, digest = content.stat().st_size, file_digest(content)
+        else:
+            size, digest = len(content), sha256_digest(content)
+        headers = {
+            "Content-Type": "application/octet-stream",
+            "Content-Length": str(size),
+            "Content-Digest": content_digest(digest),
+        }
+        return self._http.request("POST", path, body=_body(content, size, progress), headers=headers, repeatable=True)
+
+
+def _json(answer: httpx.Response) -> dict[str, Any]:
+    try:
+        document = answer.json()
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        raise EspalierClientError(
+            f"{answer.request.url} did not answer with a JSON object: "
+            "is this an Espalier service, or is a proxy between?"
+        )
+    return document
+
+
+def _body(content: bytes | Path, size: int, progress: Progress | None) -> Body:
+    """A body that is read anew for each attempt, block by block."""
+
+    def blocks() -> Iterator[bytes]:
+        sent = 0
+        for block in _memory_blocks(content) if isinstance(content, bytes) else _file_blocks(content, size):
+            yield block
+            sent += len(block)
+            if progress is not None:
+                progress(sent, size)
+
+    return blocks
+
+
+def _file_blocks(path: Path, size: int) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while size > 0 and (block := file.read(min(BLOCK, size))):
+            size -= len(block)
+            yield block
+        if size or file.read(1):
+            raise EspalierClientError(f"{path} changed while it was uploaded: upload it again when it is complete")
+
+
+def _memory_blocks(data: bytes) -> Iterator[bytes]:
+    view = memoryview(data)
+    for start in range(0, len(data), BLOCK):
+        yield bytes(view[start : start + BLOCK])
+
+
+def _megabatch(x: npt.ArrayLike | str | Path, y: npt.ArrayLike | None) -> bytes | Path:
+    if isinstance(x, str | Path):
+        if y is not None:
+            raise EspalierClientError("upload takes a file, or x and y: not a file and y")
+        return Path(x)
+    if y is None:
+        raise EspalierClientError("upload takes x and y, or the path of an npz file with the members x and y")
+    return encode(x, y)
+
+
+def _array(value: Any) -> npt.NDArray[Any]:
+    """A numpy array of one, or of a torch tensor by the tensor's own methods."""
+    plain = value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
+    return np.ascontiguousarray(plain).reshape(plain.shape)
+
+
+def _ended(cycle: Cycle) -> Cycle:
+    if cycle.state == "failed":
+        raise _told(
+            cycle,
+            f"its megabatches stay eligible: mend what it names, then `espalier cycle start {cycle.model}`",
+        )
+    if cycle.state == "superseded":
+        raise _told(
+            cycle,
+            "its megabatches stay eligible: look for the cycle that took its place "
+            f"with `espalier cycle list {cycle.model}`",
+        )
+    return cycle
+
+
+def _stuck(cycle: Cycle, reason: str | None) -> CycleFailed:
+    error = CycleFailed(cycle.model, cycle.number, cycle.state, reason)
+    error.args = (
+        f"cycle {cycle.number} of model {cycle.model!r} cannot start: the model is paused "
+        f"({reason or 'no reason was recorded'})\n"
+        f"resume it with `espalier model resume {cycle.model} --reason ...`",
+    )
+    return error
+
+
+def _told(cycle: Cycle, remedy: str) -> CycleFailed:
+    error = CycleFailed(cycle.model, cycle.number, cycle.state, cycle.reason)
+    error.args = (f"{error}\n{remedy}",)
+    return error

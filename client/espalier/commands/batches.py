@@ -1,0 +1,114 @@
+"""``espalier batch``: push and look at megabatches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from espalier.commands.waiting import wait_for
+from espalier.console import NONE, count, plural, share, size, when
+from espalier.records import Megabatch
+from espalier.session import UNPUBLISHED, Limit, ModelName, Session, command, group
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    batch = group(app, "batch", "Megabatches: push, list, show.")
+    command(batch, "push")(push)
+    command(batch, "list")(list_megabatches)
+    command(batch, "show")(show)
+
+
+def push(
+    session: Session,
+    name: ModelName,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="An npz file with the members x and y.")
+    ],
+    wait: Annotated[bool, typer.Option("--wait", help="Stay until the cycle that it sets off has ended.")] = False,
+    timeout: Annotated[
+        float | None, typer.Option(min=0, help="Longest wait in seconds.", show_default="as long as it takes")
+    ] = None,
+) -> None:
+    """Upload a megabatch. The same content again changes nothing, so it is safe to repeat."""
+    with session.bars() as bars:
+        stage = bars.stage("uploading")
+        megabatch = session.client.upload(
+            name, file, progress=lambda sent, total: stage.at(sent, total, f"{size(sent)} of {size(total or sent)}")
+        )
+        stage.done(f"{size(file.stat().st_size)}   {_accepted(megabatch)}")
+    cycle, version = None, None
+    if megabatch.cycle is not None and wait:
+        cycle, version = wait_for(session, name, megabatch.cycle, timeout)
+    elif megabatch.cycle is not None:
+        session.remark(f"cycle {megabatch.cycle} is queued: `espalier cycle watch {name} {megabatch.cycle}`")
+    elif wait:
+        session.remark(_no_cycle(megabatch))
+    if session.as_json:
+        session.document({"megabatch": megabatch, "cycle": cycle, "version": version})
+    if cycle is not None and cycle.state != "published":
+        raise typer.Exit(UNPUBLISHED)
+
+
+def list_megabatches(session: Session, name: ModelName, limit: Limit = 1000) -> None:
+    """List a model's megabatches, in order of arrival."""
+    megabatches = list(session.client.megabatches(name, limit))
+    rows = [
+        (
+            megabatch.number,
+            megabatch.status,
+            count(megabatch.examples),
+            size(megabatch.bytes),
+            share(megabatch.prequential.accuracy if megabatch.prequential else None),
+            megabatch.prequential.version if megabatch.prequential else NONE,
+            when(megabatch.received_at),
+        )
+        for megabatch in megabatches
+    ]
+    columns = ("megabatch", "status", "examples", "size", "on arrival", "by version", "received")
+    session.table(megabatches, columns, rows, f"{name} has no megabatches yet: `espalier batch push {name} FILE`")
+
+
+def show(
+    session: Session,
+    name: ModelName,
+    number: Annotated[int, typer.Argument(metavar="NUMBER", min=1, help="Number of the megabatch.")],
+) -> None:
+    """Show one megabatch: classes, digest, how the champion did on it on arrival."""
+    megabatch = session.client.megabatch(name, number)
+    tested = megabatch.prequential
+    rows: dict[str, object] = {
+        "megabatch": f"{megabatch.model} {megabatch.number}",
+        "status": megabatch.status,
+        "digest": megabatch.digest,
+        "examples": f"{count(megabatch.examples)} of {_shape(megabatch)} {megabatch.dtype or ''}",
+        "size": size(megabatch.bytes),
+        "on arrival": "not tested yet"
+        if tested is None
+        else f"accuracy {share(tested.accuracy)}, loss {tested.loss:.3f}, by version {tested.version}",
+        "received": when(megabatch.received_at),
+    }
+    session.pairs(megabatch, rows | {f"  {label}": count(n) for label, n in megabatch.histogram.items()})
+
+
+def _accepted(megabatch: Megabatch) -> str:
+    present = sum(1 for examples in megabatch.histogram.values() if examples)
+    content = f"{plural(megabatch.examples, 'example')}, {plural(present, 'class', 'classes')}"
+    if megabatch.replayed:
+        return f"there already as megabatch {megabatch.number} ({content})"
+    return f"accepted as megabatch {megabatch.number} ({content})"
+
+
+def _shape(megabatch: Megabatch) -> str:
+    return " x ".join(map(str, megabatch.shape or ()))
+
+
+def _no_cycle(megabatch: Megabatch) -> str:
+    if megabatch.replayed:
+        return "nothing to wait for: it was there already, and no cycle is waiting for it"
+    return (
+        "nothing to wait for: the recipe's trigger is not met yet, or the model is paused; "
+        f"`espalier cycle start {megabatch.model} --wait` trains now"
+    )

@@ -1,0 +1,286 @@
+"""``espalier version``, ``promote``, ``rollback`` and ``alias``: results, their bytes, and who is champion."""
+
+from __future__ import annotations
+
+import threading
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from espalier.commands.waiting import champion_of, standing, version_line
+from espalier.console import NONE, count, plural, share, size, when
+from espalier.errors import CheckpointMismatch, DigestMismatch
+from espalier.formats.canonical import sha256_digest
+from espalier.formats.checkpoint import decode, mask_digest
+from espalier.records import CHAMPION, AuditEntry, Version
+from espalier.session import Limit, ModelName, Reason, Ref, Session, command, group
+
+
+class Form(StrEnum):
+    """How a checkpoint's tensors are written."""
+
+    SPARSE = "sparse"
+    DENSE = "dense"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    version = group(app, "version", "Versions: list, show, pull, verify, watch.")
+    command(version, "list")(list_versions)
+    command(version, "show")(show)
+    command(version, "pull")(pull)
+    command(version, "verify")(verify)
+    command(version, "watch")(watch)
+    command(app, "promote")(promote)
+    command(app, "rollback")(rollback)
+    alias = group(app, "alias", "Aliases: show, history.")
+    command(alias, "show")(alias_show)
+    command(alias, "history")(alias_history)
+
+
+def list_versions(session: Session, name: ModelName, limit: Limit = 20) -> None:
+    """List a model's versions, newest first."""
+    versions = list(session.client.versions(name, limit))
+    champion = champion_of(session, name)
+    rows = [
+        (
+            version.number,
+            NONE if version.parent is None else version.parent,
+            version.status + (f", {CHAMPION}" if version.number == champion else ""),
+            version.stage,
+            share(version.density),
+            share(version.metrics.get("validation_accuracy")),
+            share(version.metrics.get("prequential_accuracy")),
+            share(version.metrics.get("generalization_gap")),
+            size(version.checkpoint.bytes),
+            size(version.checkpoint.dense_bytes),
+            when(version.created_at),
+        )
+        for version in versions
+    ]
+    columns = (
+        "version", "parent", "status", "stage", "density", "validation", "on arrival", "gap", "size", "dense", "created"
+    )  # fmt: skip
+    session.table(versions, columns, rows, f"{name} has no versions yet: `espalier batch push {name} FILE --wait`")
+
+
+def show(session: Session, version: Ref) -> None:
+    """Show one version: verdict, metrics, layers, digests."""
+    found = session.client.version(version)
+    rows: dict[str, object] = {
+        "version": f"{found.model}:{found.number}",
+        "status": standing(session, found),
+        "parent": NONE if found.parent is None else f"version {found.parent}",
+        "stage": f"{found.stage} (cycle {found.cycle}, {plural(found.megabatches, 'megabatch', 'megabatches')})",
+        "density": f"{share(found.density)} (target {share(found.target_density)})",
+        "checkpoint": f"{size(found.checkpoint.bytes)} (dense {size(found.checkpoint.dense_bytes)})",
+        "digest": found.checkpoint.digest,
+        "masks": found.mask_digest or NONE,
+        "recipe": f"revision {found.recipe_revision}, {found.recipe_digest}",
+        "created": when(found.created_at),
+    }
+    rows |= {f"  {name.replace('_', ' ')}": f"{value:.4g}" for name, value in found.metrics.items()}
+    rows |= {
+        f"  {layer.name}": f"{' x '.join(map(str, layer.shape))}   density {share(layer.density)}   "
+        f"{count(layer.kept)} of {count(layer.total)}"
+        for layer in found.layers
+    }
+    session.pairs(found, rows)
+
+
+def pull(
+    session: Session,
+    version: Ref,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="File, or folder for NAME-NUMBER.safetensors.")
+    ] = Path(),
+    format: Annotated[Form, typer.Option(help="Mask bits and kept values, or plain safetensors.")] = Form.SPARSE,
+) -> None:
+    """Download a checkpoint: resumed where an earlier try broke off, verified, then renamed into its place."""
+    found = session.client.version(version)
+    with session.bars() as bars:
+        stage = bars.stage("downloading")
+        path = session.client.download(
+            found,
+            output,
+            format="dense" if format is Form.DENSE else "sparse",
+            progress=lambda got, total: stage.at(got, total, f"{size(got)} of {size(total or got)}"),
+        )
+        stage.done(f"{size(path.stat().st_size)}   digest verified")
+    document = {"path": str(path), "format": format.value, "bytes": path.stat().st_size, "version": found}
+    session.result(document, f"{found.model}:{found.number} -> {path}")
+
+
+def verify(
+    session: Session,
+    version: Ref,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="A sparse checkpoint on this machine, instead of the service's."
+        ),
+    ] = None,
+) -> None:
+    """Check a checkpoint: its bytes, its masks, and that the audit log, checked whole, says the same."""
+    found = session.client.version(version)
+    data = session.client.checkpoint_bytes(found) if file is None else file.read_bytes()
+    if (digest := sha256_digest(data)) != found.checkpoint.digest:
+        raise DigestMismatch(
+            f"{file} hashes to {digest}, but {found.model}:{found.number} is {found.checkpoint.digest}: "
+            f"it is another version or damaged; `espalier version pull {found.model}:{found.number}` fetches it"
+        )
+    checkpoint = decode(data)
+    if found.mask_digest not in (None, mask_digest(checkpoint.masks)):
+        raise CheckpointMismatch("the checkpoint's masks are not those that the service recorded for this version")
+    entries: list[int] = []
+
+    def note(entry: AuditEntry, _: int) -> None:
+        if entry.model == found.model and digest in entry.fact.get("outputs", ()):
+            entries.append(entry.seq)
+
+    size_of_log = session.client.verify_log(note)
+    if not entries:
+        raise DigestMismatch(f"no audit entry names {digest} as an output: the log does not know this checkpoint")
+    session.result(
+        {"version": found, "digest": digest, "density": checkpoint.density, "entries": entries, "log": size_of_log},
+        f"{found.model}:{found.number} is sound: {size(len(data))} hash to {digest}, "
+        f"density {share(checkpoint.density)} counted,",
+        f"named by audit {'entry' if len(entries) == 1 else 'entries'} {', '.join(map(str, entries))} "
+        f"of a log of {count(size_of_log)} that was checked whole",
+    )
+
+
+def watch(
+    session: Session,
+    version: Ref,
+    directory: Annotated[
+        Path, typer.Option("--directory", "-d", file_okay=False, help="Folder to download to.")
+    ] = Path(),
+    interval: Annotated[float, typer.Option(min=0.05, help="Seconds between two looks.")] = 30.0,
+    once: Annotated[bool, typer.Option("--once", help="End after the first version.")] = False,
+) -> None:
+    """Download the version that an alias names, and again whenever it names another one, until interrupted."""
+    stop = threading.Event()
+
+    def changed(found: Version, path: Path | None) -> None:
+        if session.as_json:
+            session.document({"path": str(path), "version": found}, compact=True)
+        else:
+            session.result(found, f"{version_line(session, found)}   -> {path}")
+        if once:
+            stop.set()
+
+    session.client.watch(version, changed, interval=interval, stop=stop, directory=directory)
+
+
+def promote(
+    session: Session,
+    name: ModelName,
+    number: Annotated[int, typer.Argument(metavar="NUMBER", min=0, help="Number of the version.")],
+    reason: Reason,
+) -> None:
+    """Make a version the champion."""
+    done = session.client.promote(name, number, reason)
+    before = "none" if done.previous is None else done.previous
+    session.result(done, f"champion {before} -> {done.alias.version} (revision {done.alias.revision})")
+
+
+def rollback(
+    session: Session,
+    name: ModelName,
+    reason: Reason,
+    to: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Version to go back to.",
+            show_default="the nearest ancestor that was champion and holds no quarantined megabatch",
+        ),
+    ] = None,
+    quarantine: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--quarantine",
+            "-Q",
+            metavar="N",
+            help="Megabatch never to train on again, repeatable: -Q 5 -Q 6, or -Q 5,6.",
+        ),
+    ] = None,
+) -> None:
+    """Move the champion back; weights, mask, stage and replay go back with it. Nothing is deleted."""
+    done = session.client.rollback(name, to, reason=reason, quarantine=_numbers(quarantine or []))
+    parts = [
+        f"champion {done.previous} -> {done.alias.version}, "
+        f"density {share(done.density_before)} -> {share(done.density_after)}"
+    ]
+    if done.quarantined:
+        word = "megabatch" if len(done.quarantined) == 1 else "megabatches"
+        parts.append(f"{word} {', '.join(map(str, done.quarantined))} quarantined")
+    if done.superseded_cycles:
+        parts.append(f"{plural(len(done.superseded_cycles), 'open cycle')} superseded")
+    if done.queued_cycle is not None:
+        parts.append(f"cycle {done.queued_cycle} queued for what the version has not seen")
+    session.result(done, "; ".join(parts))
+
+
+def alias_show(
+    session: Session,
+    name: ModelName,
+    alias: Annotated[str, typer.Argument(metavar="[ALIAS]", help="Name of the alias.")] = CHAMPION,
+    at: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="What it named then: 2026-03-02T09:30:00Z; local time without a zone."),
+    ] = None,
+) -> None:
+    """Show which version an alias names, now or at a time."""
+    if at is None:
+        found = session.client.alias(name, alias)
+        moved = f"since {when(found.moved_at)} (revision {found.revision})"
+        session.result(found, f"{name}@{alias} is version {found.version} {moved}")
+        return
+    time = _time(at)
+    number = session.client.alias_at(name, time, alias)
+    session.result(
+        {"model": name, "name": alias, "version": number, "at": time.isoformat()},
+        f"{name}@{alias} was version {number} at {when(time)}",
+    )
+
+
+def alias_history(
+    session: Session,
+    name: ModelName,
+    alias: Annotated[str, typer.Argument(metavar="[ALIAS]", help="Name of the alias.")] = CHAMPION,
+) -> None:
+    """List every move of an alias: when, from where, by whom, and why."""
+    moves = list(session.client.alias_history(name, alias))
+    rows = [
+        (
+            move.revision,
+            NONE if move.previous is None else move.previous,
+            move.version,
+            when(move.moved_at),
+            move.actor,
+            move.reason,
+        )
+        for move in moves
+    ]
+    columns = ("revision", "from", "to", "moved", "by", "reason")
+    session.table(moves, columns, rows, f"{name}@{alias} has never been moved")
+
+
+def _numbers(texts: list[str]) -> list[int]:
+    try:
+        return [int(part) for text in texts for part in text.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter("--quarantine takes numbers of megabatches: -Q 5 -Q 6, or -Q 5,6") from error
+
+
+def _time(text: str) -> datetime:
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"--at {text}: write a time like 2026-03-02T09:30:00Z") from error
+    return time.astimezone()
