@@ -165,6 +165,7 @@ def roll_back(
     with store.transaction(actor) as tx:
         model = tx.ledger.lock_model(name)
         previous = _champion(tx, name)
+        tx.ledger.expect_revision(model, CHAMPION, revision)  # a lost race is a lost race, whatever the target is by now
         quarantined = tx.buffer.quarantine(model, quarantine)
         target = _target(store, tx, model, previous, to)
         for digest in (target.checkpoint, target.state):

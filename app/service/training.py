@@ -252,7 +252,7 @@ def _draft(
         verdict=result.verdict,
         checkpoint=digest,
         checkpoint_bytes=len(data),
-        dense_bytes=sum(array.nbytes for array in result.arrays.values()),
+        dense_bytes=len(checkpoint.encode_dense(checkpoint.decode(data))),
         mask_digest=checkpoint.mask_digest(dict(result.masks)),
         state=state,
         megabatches=len(result.assignments),
