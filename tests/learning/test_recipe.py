@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from app.errors import InvalidRecipe
+from app.learning.recipe import PRESETS, App, Recipe, canonical_recipe, final_density, recipe_digest
+
+
+def faults(document: dict[str, Any]) -> dict[str, str]:
+    with pytest.raises(InvalidRecipe) as caught:
+        Recipe.resolve(document)
+    return dict(caught.value.errors)
+
+
+def test_a_part_of_an_option_is_merged_onto_the_presets_own() -> None:
+    assert Recipe.resolve({"schedule": {"tau": 3}}).schedule == App(tau=3, stages=8)
+    assert Recipe.resolve({"training": {"rate": {"factor": 0.5}}}).training.rate.factor == 0.5
+
+
+def test_a_part_is_merged_onto_the_preset_not_onto_the_default() -> None:
+    assert Recipe.resolve({"preset": "one-shot", "schedule": {"target": 0.2}}).schedule.target == 0.2
+    assert list(faults({"preset": "one-shot", "schedule": {"tau": 3}})) == ["/schedule/tau"]
+
+
+def test_another_name_replaces_the_whole_option() -> None:
+    recipe = Recipe.resolve({"training": {"optimizer": {"name": "adamw"}}})
+    assert recipe.training.optimizer.weight_decay == 1e-2
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_resolves_to_a_document_that_resolves_to_itself(preset: str) -> None:
+    recipe = Recipe.resolve({"preset": preset})
+    assert Recipe.resolve(json.loads(json.dumps(recipe.document()))) == recipe
+
+
+def test_the_default_is_app_as_published() -> None:
+    recipe = Recipe.resolve(None)
+    assert recipe == Recipe.resolve({"preset": "app-paper"}) == Recipe()
+    assert final_density(recipe.schedule) == pytest.approx(0.366, abs=5e-4)
+
+
+def test_the_digest_depends_on_values_alone() -> None:
+    left = Recipe.resolve({"seed": 3, "schedule": {"tau": 4}})
+    right = Recipe.resolve({"schedule": {"name": "app", "tau": 4.0, "stages": 8}, "preset": "app-paper", "seed": 3})
+    assert left.digest == right.digest == recipe_digest(dict(reversed(left.document().items())))
+    assert left.digest != Recipe.resolve({"seed": 4, "schedule": {"tau": 4}}).digest
+    assert json.loads(canonical_recipe(left.document())) == left.document()
+
+
+@pytest.mark.parametrize(
+    ("document", "pointer", "words"),
+    [
+        ({"foo": 1}, "/foo", "known keys: preset, seed, network"),
+        ({"preset": "q"}, "/preset", "choose one of: app-paper, dense, one-shot"),
+        ({"schedule": {"name": "x"}}, "/schedule", "unknown name 'x'; choose one of: app, one-shot, dense"),
+        ({"schedule": {"tua": 3}}, "/schedule/tua", "unknown key 'tua'; known keys: name, tau, stages"),
+        ({"training": {"epochz": 3}}, "/training/epochz", "known keys: epochs, minibatch"),
+        ({"training": {"optimizer": {"name": "adamw", "momentum": 1}}}, "/training/optimizer/momentum", "beta1"),
+        ({"guardrails": [{}]}, "/guardrails/0", "needs a name, one of: accuracy-drop, density-floor"),
+        ({"guardrails": [{"name": "density-floor", "x/y": 1}]}, "/guardrails/0/x~1y", "known keys: name, whole"),
+        ({"network": {"hidden": [4, 0]}}, "/network/hidden/1", "greater than or equal to 1"),
+        ({"training": {"rate": {"milestones": [0.8, 0.4]}}}, "/training/rate", "milestones must increase"),
+        ({"trigger": {"name": "cron", "expression": "hourly"}}, "/trigger", "five cron fields"),
+        ({"guardrails": [{"name": "density-floor", "whole": 0.5}]}, "", "no version would pass"),
+        ({"seed": 2**53}, "/seed", "less than"),
+        ({"training": {"learning_rate": float("nan")}}, "/training/learning_rate", "finite"),
+    ],
+)
+def test_a_fault_says_where_and_what_to_do(document: dict[str, Any], pointer: str, words: str) -> None:
+    found = faults(document)
+    assert list(found) == [pointer]
+    assert words in found[pointer]
+
+
+def test_several_faults_are_told_at_once() -> None:
+    assert set(faults({"seed": -1, "training": {"epochs": 0}})) == {"/seed", "/training/epochs"}
+
+
+def test_the_schema_is_small_to_import() -> None:
+    """The API process shows the recipe, and must not load torch for it."""
+    code = (
+        "import sys; before = set(sys.modules); import app.learning.recipe; "
+        "print({m.partition('.')[0] for m in set(sys.modules) - before} & {'torch', 'numpy', 'sqlalchemy', 'sklearn'})"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "set()"
