@@ -1,0 +1,241 @@
+"""``tx.audit``: the append-only, tamper-evident log.
+
+Knows: how an entry is spelled and hashed, and how the log grows. Must never know: what a kind of entry means.
+
+Laws:
+    * Entry ``seq`` (from 1) is leaf ``seq - 1`` of an RFC 6962 Merkle tree over canonical JSON; the head holds its
+      root.
+    * Entries are written last in their transaction, under the lock of the one head row and after every other lock, so
+      the log's order is the order of commits, and nothing can deadlock on it.
+    * What stands beside a document (seq, time, kind, actor, model, leaf) says the same as the document.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from app import __version__
+from app.domain import Actor, AuditEntry, Digest, LogHead, Page
+from app.errors import Fault, UnknownEntry
+from app.store.tables import audit_entries, log_head
+from espalier.formats.canonical import canonical_json, exact
+from espalier.formats.proof import Frontier, leaf_hash
+
+_CODE = {"espalier": __version__}
+_VERIFY_ROWS = 1000
+_LARGEST_SEQ = 2**53 - 1
+
+
+_STORED = (
+    *(column for column in audit_entries.c if column.name != "time"),
+    # Text on SQLite, so that not even its punctuation can change unseen.
+    sa.type_coerce(audit_entries.c.time, sa.String).label("stored_time"),
+)
+
+
+class Audit:
+    """The log, as one transaction sees it."""
+
+    def __init__(self, connection: sa.Connection, actor: Actor, now: datetime) -> None:
+        self._connection = connection
+        self._actor = actor
+        self._now = now
+        self._pending: list[dict[str, Any]] = []
+
+    # -- writing -------------------------------------------------------------------------------------------------------
+
+    def append(
+        self,
+        kind: str,
+        *,
+        model: str | None,
+        parameters: Mapping[str, Any] | None = None,
+        inputs: Sequence[Digest] = (),
+        outputs: Sequence[Digest] = (),
+        reason: str | None = None,
+    ) -> None:
+        """Add an entry to the end of the log when the transaction commits, in the order of calls.
+
+        Args:
+            kind: such as ``version.published``.
+            parameters: what was done, in numbers and names. Floats are recorded exactly.
+            inputs, outputs: digests of what went in, and of what came of it.
+
+        Raises:
+            ValueError: the entry holds NaN, infinity, or something that JSON has no word for.
+        """
+        document: dict[str, Any] = exact(
+            {
+                "time": _spelled(self._now),
+                "kind": kind,
+                "actor": self._actor.name,
+                "request_id": self._actor.request_id,
+                "model": model,
+                "inputs": list(inputs),
+                "parameters": dict(parameters or {}),
+                "outputs": list(outputs),
+                "reason": reason,
+                "code": _CODE,
+            }
+        )
+        canonical_json(document)  # what cannot be recorded fails here, where the caller stands
+        self._pending.append(document)
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is anything to write."""
+        return bool(self._pending)
+
+    def write(self) -> None:
+        """Write what was appended. The store calls this once, right before it commits."""
+        if not self._pending:
+            return
+        head = self._connection.execute(sa.select(log_head).with_for_update()).one()
+        frontier = _frontier(head)
+        rows: list[dict[str, Any]] = []
+        for pending in self._pending:
+            row = self._row({"seq": frontier.size + 1, **pending})
+            frontier = frontier.append(bytes.fromhex(row["leaf"]))
+            rows.append(row)
+        self._connection.execute(sa.insert(audit_entries), rows)
+        self._connection.execute(
+            sa.update(log_head).values(
+                size=frontier.size, root=frontier.root().hex(), frontier=[item.hex() for item in frontier.hashes]
+            )
+        )
+        self._pending.clear()
+
+    def _row(self, document: dict[str, Any]) -> dict[str, Any]:
+        spelled = canonical_json(document)
+        return {
+            "seq": document["seq"],
+            "time": self._now,
+            "kind": document["kind"],
+            "actor": document["actor"],
+            "model": document["model"],
+            "document": spelled.decode(),
+            "leaf": leaf_hash(spelled).hex(),
+        }
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def entries(self, model: str | None, after: int | None, limit: int, kind: str | None = None) -> Page[AuditEntry]:
+        """Entries, oldest first.
+
+        Args:
+            model: of this model only; None for all.
+            after: go on after this sequence number.
+            limit: at most this many.
+            kind: of this kind only.
+        """
+        wanted = sa.select(audit_entries).order_by(audit_entries.c.seq).limit(limit + 1)
+        if model is not None:
+            wanted = wanted.where(audit_entries.c.model == model)
+        if kind is not None:
+            wanted = wanted.where(audit_entries.c.kind == kind)
+        if after is not None:
+            wanted = wanted.where(audit_entries.c.seq > min(after, _LARGEST_SEQ))
+        rows = self._connection.execute(wanted).all()
+        items = tuple(_entry(row) for row in rows[:limit])
+        return Page(items, str(items[-1].seq) if len(rows) > limit else None)
+
+    def entry(self, seq: int) -> AuditEntry:
+        """One entry.
+
+        Raises:
+            UnknownEntry: the log has no entry of this number.
+        """
+        row = None
+        if 0 < seq <= _LARGEST_SEQ:
+            row = self._connection.execute(sa.select(audit_entries).where(audit_entries.c.seq == seq)).one_or_none()
+        if row is None:
+            raise UnknownEntry(f"the audit log has no entry {seq}")
+        return _entry(row)
+
+    def head(self) -> LogHead:
+        """How many entries there are, and the root over them."""
+        row = self._connection.execute(sa.select(log_head.c.size, log_head.c.root)).one()
+        return LogHead(row.size, row.root)
+
+    def verify(self) -> LogHead:
+        """Recompute every leaf and the root, in constant memory.
+
+        Raises:
+            Fault: naming the first entry that does not hold, or what is wrong with the head.
+        """
+        head = self._stored_head()
+        frontier = Frontier()
+        for row in self._rows():
+            frontier = frontier.append(_checked_leaf(row, frontier.size + 1))
+        if frontier.size != head.size:
+            raise Fault(f"the audit log has {frontier.size} entries, but its head says {head.size}")
+        if frontier.root().hex() != head.root:
+            raise Fault(f"the audit log's entries hash to {frontier.root().hex()}, but its head says {head.root}")
+        if [item.hex() for item in frontier.hashes] != head.frontier:
+            raise Fault("the audit log's frontier is not the one of its entries")
+        return LogHead(head.size, head.root)
+
+    def _stored_head(self) -> sa.Row[Any]:
+        if self._connection.execute(sa.select(log_head.c.id)).one_or_none() is None:
+            raise Fault("the audit log has no head: restore the database from a backup")
+        try:
+            return self._connection.execute(sa.select(log_head)).one()
+        except (sa.exc.DBAPIError, ValueError) as error:
+            raise Fault(f"the audit log's head cannot be read ({error.__cause__ or error})") from error
+
+    def _rows(self) -> Iterator[sa.Row[Any]]:
+        """Every entry as it is stored, in order. One that the database cannot even read is named."""
+        after, size = -1, _VERIFY_ROWS
+        wanted = sa.select(*_STORED).order_by(audit_entries.c.seq)
+        while True:
+            try:
+                rows = self._connection.execute(wanted.where(audit_entries.c.seq > after).limit(size)).all()
+            except (sa.exc.DBAPIError, ValueError) as error:
+                if size == 1:
+                    raise Fault(f"an audit entry after {after} cannot be read ({error.__cause__ or error})") from error
+                size = 1
+                continue
+            if not rows:
+                return
+            yield from rows
+            after = rows[-1].seq
+
+
+def _spelled(time: datetime) -> str:
+    return time.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _entry(row: sa.Row[Any]) -> AuditEntry:
+    return AuditEntry(row.seq, row.time, row.kind, row.actor, row.model, json.loads(row.document), row.leaf)
+
+
+def _frontier(head: sa.Row[Any]) -> Frontier:
+    try:
+        return Frontier(head.size, tuple(bytes.fromhex(item) for item in head.frontier))
+    except ValueError as error:
+        raise Fault(f"the audit log's head is damaged ({error}): run `espalier doctor`") from error
+
+
+def _checked_leaf(row: sa.Row[Any], seq: int) -> bytes:
+    """The leaf hash of a stored entry, once everything about it agrees."""
+    if row.seq != seq:
+        raise Fault(f"audit entry {seq} is missing: entry {row.seq} stands in its place")
+    spelled = str(row.document).encode()
+    leaf = leaf_hash(spelled)
+    if leaf.hex() != row.leaf:
+        raise Fault(f"audit entry {seq} was changed: its document hashes to {leaf.hex()}, but its leaf says {row.leaf}")
+    try:
+        document = json.loads(spelled)
+        time = datetime.fromisoformat(document["time"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise Fault(f"audit entry {seq} was changed: its document cannot be read ({error})") from error
+    stored = time.strftime("%Y-%m-%d %H:%M:%S.%f") if isinstance(row.stored_time, str) else time
+    for name in ("seq", "kind", "actor", "model", "stored_time"):
+        if getattr(row, name) != {**document, "stored_time": stored}.get(name):
+            raise Fault(f"audit entry {seq} was changed: its {name.removeprefix('stored_')} is not its document's")
+    return leaf

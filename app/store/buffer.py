@@ -1,0 +1,235 @@
+"""``tx.buffer``: megabatches and the replay buffer.
+
+Knows: what was uploaded, in what order, and what may be trained on. Must never know: the arrays (blobs hold them), or
+why a policy keeps an example.
+
+Laws:
+    * Megabatches are numbered 1, 2, ... per model, in order of arrival, without gaps.
+    * The same decoded arrays are one megabatch, however often they are sent.
+    * A quarantined megabatch is never eligible. Prequential accuracy is taken once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from app.domain import Megabatch, MegabatchDraft, MegabatchStatus, Model, Page, Prequential
+from app.errors import MegabatchQuarantined, UnknownMegabatch
+from app.store.tables import LARGEST, megabatches, models
+
+_CHUNK = 500
+
+
+class Buffer:
+    """The megabatches, as one transaction sees them."""
+
+    def __init__(self, connection: sa.Connection, now: datetime) -> None:
+        self._connection = connection
+        self._now = now
+
+    # -- writing -------------------------------------------------------------------------------------------------------
+
+    def add_megabatch(self, model: Model, draft: MegabatchDraft) -> tuple[Megabatch, bool]:
+        """Number a decoded megabatch; the same arrays again give the first one.
+
+        Returns:
+            The megabatch, and whether it is new.
+
+        Raises:
+            MegabatchQuarantined: the same arrays were quarantined.
+        """
+        self._lock(model)
+        first = self._select(model, megabatches.c.digest == draft.digest)
+        if first:
+            return self._unless_quarantined(first[0]), False
+        number = self.last_number(model) + 1
+        self._connection.execute(
+            sa.insert(megabatches).values(
+                model_id=model.id,
+                number=number,
+                status=MegabatchStatus.ACCEPTED.value,
+                digest=draft.digest,
+                x=draft.x,
+                y=draft.y,
+                ids=draft.ids,
+                examples=draft.examples,
+                bytes=draft.bytes,
+                histogram=list(draft.histogram),
+                received_at=self._now,
+            )
+        )
+        return self.megabatch(model.name, number), True
+
+    def record_prequential(self, model: Model, number: int, prequential: Prequential) -> None:
+        """Record what production saw of a megabatch before training on it. The first record stays.
+
+        Raises:
+            UnknownMegabatch: there is no such megabatch.
+        """
+        self._lock(model)
+        if self.megabatch(model.name, number).prequential is not None:
+            return
+        document = {
+            "version": prequential.version,
+            "accuracy": prequential.accuracy,
+            "loss": prequential.loss,
+            "examples": prequential.examples,
+        }
+        self._connection.execute(
+            sa.update(megabatches).where(*_is(model, number)).values(prequential=document),
+        )
+
+    def quarantine(self, model: Model, numbers: Collection[int]) -> list[Megabatch]:
+        """Take megabatches out of all further training, and invalidate cycles that run.
+
+        Returns:
+            Those that were not in quarantine before, by number.
+
+        Raises:
+            UnknownMegabatch: one of them is not there; nothing was changed.
+        """
+        self._lock(model)
+        accepted = [m for m in self.training_set(model, numbers) if m.status is MegabatchStatus.ACCEPTED]
+        if not accepted:
+            return []
+        for chunk in _chunks([megabatch.number for megabatch in accepted]):
+            self._connection.execute(
+                sa.update(megabatches)
+                .where(megabatches.c.model_id == model.id, megabatches.c.number.in_(chunk))
+                .values(status=MegabatchStatus.QUARANTINED.value)
+            )
+        self._connection.execute(
+            sa.update(models).where(models.c.id == model.id).values(generation=models.c.generation + 1)
+        )
+        return self.training_set(model, [megabatch.number for megabatch in accepted])
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def megabatch(self, model_name: str, number: int) -> Megabatch:
+        """One megabatch.
+
+        Raises:
+            UnknownMegabatch: there is no such model or megabatch.
+        """
+        row = None
+        if 0 < number <= LARGEST:
+            wanted = _all().where(models.c.name == model_name, megabatches.c.number == number)
+            row = self._connection.execute(wanted).one_or_none()
+        if row is None:
+            raise UnknownMegabatch(f"model {model_name!r} has no megabatch {number}")
+        return _megabatch(row)
+
+    def megabatches(self, model_name: str, after: int | None, limit: int) -> Page[Megabatch]:
+        """Megabatches in order of arrival.
+
+        Args:
+            after: go on after this number.
+            limit: at most this many.
+        """
+        wanted = _all().where(models.c.name == model_name).order_by(megabatches.c.number).limit(limit + 1)
+        if after is not None:
+            wanted = wanted.where(megabatches.c.number > min(after, LARGEST))
+        rows = self._connection.execute(wanted).all()
+        items = tuple(_megabatch(row) for row in rows[:limit])
+        return Page(items, str(items[-1].number) if len(rows) > limit else None)
+
+    def eligible(self, model: Model, *, seen: Collection[int], through: int | None = None) -> list[Megabatch]:
+        """Accepted megabatches that a lineage has not seen, by number.
+
+        Args:
+            seen: numbers that the lineage has trained on.
+            through: the last number that may be used; None for all.
+        """
+        known = seen if isinstance(seen, AbstractSet | range) else frozenset(seen)
+        wanted = sa.select(megabatches.c.number).where(
+            megabatches.c.model_id == model.id,
+            megabatches.c.number >= _first_outside(known),
+            megabatches.c.status == MegabatchStatus.ACCEPTED.value,
+        )
+        if through is not None:
+            wanted = wanted.where(megabatches.c.number <= min(through, LARGEST))
+        numbers = self._connection.execute(wanted.order_by(megabatches.c.number)).scalars()
+        return self.training_set(model, [number for number in numbers if number not in known])
+
+    def training_set(self, model: Model, numbers: Collection[int]) -> list[Megabatch]:
+        """The named megabatches by number, quarantined ones too: look at their status.
+
+        Raises:
+            UnknownMegabatch: one of them is not there.
+        """
+        wanted = sorted(set(numbers))
+        if wanted and not 0 < wanted[0] <= wanted[-1] <= LARGEST:
+            raise UnknownMegabatch(
+                f"model {model.name!r} has no megabatch {wanted[0] if wanted[0] < 1 else wanted[-1]}"
+            )
+        found = [m for chunk in _chunks(wanted) for m in self._select(model, megabatches.c.number.in_(chunk))]
+        missing = sorted(set(wanted) - {megabatch.number for megabatch in found})
+        if missing:
+            raise UnknownMegabatch(f"model {model.name!r} has no megabatch {', '.join(map(str, missing))}")
+        return found
+
+    def last_number(self, model: Model) -> int:
+        """The number of the newest megabatch; 0 when there is none."""
+        newest = sa.select(sa.func.max(megabatches.c.number)).where(megabatches.c.model_id == model.id)
+        return self._connection.execute(newest).scalar_one() or 0
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _lock(self, model: Model) -> None:
+        """One writer at a time numbers the megabatches of a model."""
+        self._connection.execute(sa.select(models.c.id).where(models.c.id == model.id).with_for_update())
+
+    def _select(self, model: Model, condition: sa.ColumnElement[bool]) -> list[Megabatch]:
+        wanted = _all().where(megabatches.c.model_id == model.id, condition).order_by(megabatches.c.number)
+        return [_megabatch(row) for row in self._connection.execute(wanted)]
+
+    @staticmethod
+    def _unless_quarantined(first: Megabatch) -> Megabatch:
+        if first.status is MegabatchStatus.QUARANTINED:
+            raise MegabatchQuarantined(
+                f"the same arrays are megabatch {first.number} of {first.model!r}, which is quarantined: "
+                "they will not be trained on; correct the data, then upload it again"
+            )
+        return first
+
+
+def _all() -> sa.Select[Any]:
+    return sa.select(megabatches, models.c.name.label("model")).join(models, models.c.id == megabatches.c.model_id)
+
+
+def _is(model: Model, number: int) -> tuple[sa.ColumnElement[bool], ...]:
+    return megabatches.c.model_id == model.id, megabatches.c.number == number
+
+
+def _first_outside(seen: AbstractSet[int] | range) -> int:
+    number = 1
+    while number in seen:
+        number += 1
+    return number
+
+
+def _chunks(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Slices that fit into the parameters of one statement on every database."""
+    return (numbers[start : start + _CHUNK] for start in range(0, len(numbers), _CHUNK))
+
+
+def _megabatch(row: sa.Row[Any]) -> Megabatch:
+    return Megabatch(
+        model=row.model,
+        number=row.number,
+        status=MegabatchStatus(row.status),
+        digest=row.digest,
+        x=row.x,
+        y=row.y,
+        ids=row.ids,
+        examples=row.examples,
+        bytes=row.bytes,
+        histogram=tuple(row.histogram),
+        prequential=Prequential(**row.prequential) if row.prequential else None,
+        received_at=row.received_at,
+    )

@@ -1,0 +1,438 @@
+"""``tx.ledger``: models, cycles, versions, aliases. This part holds the cycles: the database is the queue.
+
+Knows: how a cycle is claimed, kept, and ended, and what a worker must still hold to end it. Must never know: what a
+cycle computes, or when it is time for one.
+
+Laws:
+    * A model's cycles run one at a time, in the order of their numbers; one that waits for a retry holds up the later
+      ones.
+    * A claim is worth its fencing token: whoever ends a cycle must hold the newest one, or ``LeaseLost``.
+    * Publication also compares the model's generation, so nothing that began before an alias moved is published after.
+    * Locks are taken in one order: the model's row, then cycles and leases; the log's head comes last, at commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+
+from app.domain import (
+    OPEN_CYCLES,
+    Claim,
+    Cycle,
+    CycleState,
+    CycleTrigger,
+    Digest,
+    Model,
+    ModelState,
+    Page,
+    Progress,
+    Version,
+    VersionDraft,
+    VersionStatus,
+)
+from app.errors import LeaseLost, UnknownCycle
+from app.store.releases import Releases
+from app.store.rows import cycle_of, model_of, progress_document, version_values
+from app.store.tables import LARGEST, QUEUED, RUNNING, cycles, leases, megabatches, models, recipes, versions
+
+_CHUNK = 500
+_OPEN = cycles.c.state.in_([state.value for state in OPEN_CYCLES])
+
+_NAMING = (
+    megabatches.c.x,
+    megabatches.c.y,
+    megabatches.c.ids,
+    versions.c.checkpoint,
+    versions.c.state,
+    leases.c.snapshot,
+    recipes.c.initial_weights,
+)
+"""Every column that names a blob."""
+
+
+class Ledger(Releases):
+    """Models, cycles, versions and aliases, as one transaction sees them."""
+
+    # -- queue ---------------------------------------------------------------------------------------------------------
+
+    def enqueue_cycle(self, model: Model, trigger: CycleTrigger, through: int) -> Cycle:
+        """Add a cycle to the end of the queue.
+
+        Args:
+            model: what it trains.
+            trigger: why it is due.
+            through: the last megabatch that it may train on, 0 for none.
+        """
+        present = self._locked(model)
+        newest = sa.select(sa.func.max(cycles.c.number)).where(cycles.c.model_id == model.id)
+        number = (self._connection.execute(newest).scalar_one() or 0) + 1
+        self._connection.execute(
+            sa.insert(cycles).values(
+                model_id=model.id,
+                number=number,
+                state=CycleState.QUEUED.value,
+                trigger=trigger.value,
+                through=through,
+                recipe_revision=present.recipe_revision,
+                attempt=0,
+                failures=0,
+                created_at=self._now,
+            )
+        )
+        return self.cycle(model.name, number)
+
+    def cycle(self, name: str, number: int) -> Cycle:
+        """One cycle with its progress.
+
+        Raises:
+            UnknownModel, UnknownCycle: there is no such model or cycle.
+        """
+        model = self.model(name)
+        row = None
+        if 0 < number <= LARGEST:
+            wanted = _all().where(cycles.c.model_id == model.id, cycles.c.number == number)
+            row = self._connection.execute(wanted).one_or_none()
+        if row is None:
+            raise UnknownCycle(f"model {name!r} has no cycle {number}")
+        return cycle_of(row)
+
+    def cycles(self, name: str, after: int | None, limit: int) -> Page[Cycle]:
+        """Cycles, newest first.
+
+        Args:
+            name: of the model.
+            after: go on below this number.
+            limit: at most this many.
+        """
+        wanted = _all().where(cycles.c.model_id == self.model(name).id).order_by(cycles.c.number.desc())
+        if after is not None:
+            wanted = wanted.where(cycles.c.number < min(after, LARGEST))
+        items = tuple(map(cycle_of, self._connection.execute(wanted.limit(limit + 1))))
+        return Page(items[:limit], str(items[limit - 1].number) if len(items) > limit else None)
+
+    def open_cycles(self, model: Model) -> list[Cycle]:
+        """Cycles that wait or run, by number."""
+        # Two partial indexes serve the two halves; one condition over both states would read every cycle of the model.
+        halves = (_all().where(cycles.c.model_id == model.id, state) for state in (RUNNING, QUEUED))
+        found = [cycle_of(row) for half in halves for row in self._connection.execute(half)]
+        return sorted(found, key=lambda cycle: cycle.number)
+
+    def supersede_cycles(self, model: Model, reason: str) -> list[Cycle]:
+        """End every cycle that waits or runs: the ground that they stood on has moved.
+
+        Returns:
+            The cycles as they are now, by number.
+        """
+        self._locked(model)
+        open_cycles = self.open_cycles(model)
+        if open_cycles:
+            of_model = sa.select(cycles.c.id).where(cycles.c.model_id == model.id, _OPEN)
+            self._connection.execute(sa.delete(leases).where(leases.c.cycle_id.in_(of_model)))
+            ended = {"state": CycleState.SUPERSEDED.value, "reason": reason, "finished_at": self._now}
+            self._connection.execute(sa.update(cycles).where(cycles.c.model_id == model.id, _OPEN).values(**ended))
+        return [self.cycle(model.name, cycle.number) for cycle in open_cycles]
+
+    def abandon_cycle(self, cycle: Cycle, reason: str) -> Cycle:
+        """End a queued cycle as failed.
+
+        Raises:
+            LeaseLost: it is not queued any more.
+        """
+        model = self.lock_model(cycle.model)
+        queued = sa.update(cycles).where(cycles.c.model_id == model.id, cycles.c.number == cycle.number, QUEUED)
+        ended = queued.values(state=CycleState.FAILED.value, reason=reason, finished_at=self._now, not_before=None)
+        if self._connection.execute(ended).rowcount != 1:
+            raise LeaseLost(f"cycle {cycle.number} of {cycle.model!r} is not queued any more")
+        self._connection.execute(sa.delete(leases).where(leases.c.cycle_id == _id_of(model, cycle.number)))
+        return self.cycle(cycle.model, cycle.number)
+
+    # -- claims --------------------------------------------------------------------------------------------------------
+
+    def claim_cycle(self, worker: str, lease_seconds: float) -> Claim | None:
+        """Take the oldest cycle that may run, and pin what it starts from: recipe, parent, generation.
+
+        Args:
+            worker: who will run it.
+            lease_seconds: how long the claim lasts without ``renew``.
+
+        Returns:
+            The claim; None when nothing may run now, or others are at it.
+        """
+        first = _ready(self._now).with_for_update(of=models, skip_locked=True)
+        while (candidate := self._connection.execute(first).first()) is not None:
+            # Another worker may have claimed it between the look and the lock: look again, under the lock.
+            again = _ready(self._now).where(cycles.c.model_id == candidate.model_id)
+            row = self._connection.execute(again).first()
+            if row is not None:
+                return self._claim(row.id, row.model_id, worker, timedelta(seconds=lease_seconds))
+        return None
+
+    def renew(self, claim: Claim, progress: Progress | None, lease_seconds: float) -> Claim:
+        """Extend a lease, and show how far the cycle is.
+
+        Raises:
+            LeaseLost: the cycle is no longer this claim's.
+        """
+        expires_at = self._now + timedelta(seconds=lease_seconds)
+        values: dict[str, Any] = {"expires_at": expires_at, "heartbeat_at": self._now}
+        if progress is not None:
+            values["progress"] = progress_document(progress)
+        self._hold(claim, sa.update(leases).values(**values))
+        shown = claim.cycle if progress is None else replace(claim.cycle, progress=progress)
+        return replace(claim, cycle=shown, expires_at=expires_at)
+
+    def attach_snapshot(self, claim: Claim, digest: Digest) -> Claim:
+        """Name the blob to resume from, should this worker fall.
+
+        Raises:
+            LeaseLost: the cycle is no longer this claim's.
+        """
+        self._hold(claim, sa.update(leases).values(snapshot=digest, advanced=True))
+        return replace(claim, snapshot=digest)
+
+    def release_cycle(self, claim: Claim) -> Cycle:
+        """Give a cycle back to the queue, with its snapshot: nothing failed.
+
+        Raises:
+            LeaseLost: the cycle is no longer this claim's.
+        """
+        self._locked(claim.model)
+        self._hold(claim, sa.update(leases).values(worker=None, expires_at=None))
+        return self._end(claim, CycleState.QUEUED)
+
+    def reclaim_stalled(self) -> list[Cycle]:
+        """Put cycles whose lease has run out back into the queue, with their snapshots.
+
+        One that left no new snapshot since it was claimed counts a failure: a cycle that kills its workers must not run
+        for ever.
+
+        Returns:
+            The cycles as they are now.
+        """
+        stalled = (
+            sa.select(leases.c.cycle_id, leases.c.token, leases.c.advanced, cycles.c.number, models)
+            .join(cycles, cycles.c.id == leases.c.cycle_id)
+            .join(models, models.c.id == cycles.c.model_id)
+            .where(leases.c.expires_at < self._now)
+            .order_by(models.c.id)  # locks are taken in one order
+        )
+        return [cycle for row in self._connection.execute(stalled).all() if (cycle := self._reclaim(row)) is not None]
+
+    # -- ends ----------------------------------------------------------------------------------------------------------
+
+    def publish_version(self, claim: Claim, draft: VersionDraft) -> Version:
+        """Turn a claimed cycle into the version that it has made.
+
+        Raises:
+            LeaseLost: the claim, the model's generation or the next version number is another one by now.
+        """
+        model = self._locked(claim.model)
+        if model.generation != claim.generation:
+            raise LeaseLost(
+                f"{model.name!r} changed while cycle {claim.cycle.number} ran: "
+                "its champion moved, or megabatches were quarantined"
+            )
+        if self._next_version(model, claim.cycle.trigger) != claim.next_version:
+            raise LeaseLost(f"version {claim.next_version} of {model.name!r} was published by another cycle")
+        self._hold(claim, sa.delete(leases))
+        state = CycleState.PUBLISHED if draft.status is VersionStatus.PUBLISHED else CycleState.WITHHELD
+        self._end(claim, state, finished_at=self._now, version=claim.next_version, reason=None, not_before=None)
+        self._connection.execute(
+            sa.insert(versions).values(
+                model_id=model.id,
+                number=claim.next_version,
+                parent=claim.cycle.parent,
+                cycle=claim.cycle.number,
+                recipe_revision=claim.recipe.revision,
+                recipe_digest=claim.recipe.digest,
+                created_at=self._now,
+                **version_values(draft),
+            )
+        )
+        return self.version(model.name, claim.next_version)
+
+    def fail_cycle(self, claim: Claim, reason: str, retry_at: datetime | None) -> Cycle:
+        """End a claimed cycle as failed; with ``retry_at``, queue it again from its beginning.
+
+        Raises:
+            LeaseLost: the cycle is no longer this claim's.
+        """
+        self._locked(claim.model)
+        counted = {"reason": reason, "failures": cycles.c.failures + 1, "not_before": retry_at}
+        if retry_at is None:
+            self._hold(claim, sa.delete(leases))
+            return self._end(claim, CycleState.FAILED, finished_at=self._now, **counted)
+        afresh = sa.update(leases).values(worker=None, expires_at=None, snapshot=None, progress=None)
+        self._hold(claim, afresh)
+        return self._end(claim, CycleState.QUEUED, started_at=None, **counted)
+
+    def supersede_claim(self, claim: Claim, reason: str) -> Cycle:
+        """End a claimed cycle that may not publish.
+
+        Raises:
+            LeaseLost: the cycle is no longer this claim's; whoever took it away has ended it.
+        """
+        self._locked(claim.model)
+        self._hold(claim, sa.delete(leases))
+        return self._end(claim, CycleState.SUPERSEDED, finished_at=self._now, reason=reason)
+
+    # -- across models -------------------------------------------------------------------------------------------------
+
+    def activity(self) -> tuple[int, int, datetime | None]:
+        """How many cycles wait, how many run, and the newest heartbeat of those that run."""
+        queued, running = (
+            self._connection.execute(sa.select(sa.func.count()).select_from(cycles).where(state)).scalar_one()
+            for state in (QUEUED, RUNNING)
+        )
+        newest = sa.select(sa.func.max(leases.c.heartbeat_at))
+        return queued, running, self._connection.execute(newest).scalar_one()
+
+    def references(self, digests: Iterable[Digest]) -> set[Digest]:
+        """Which of these blobs any row names: arrays, checkpoints, states, snapshots, initial weights."""
+        wanted = list(digests)
+        named: set[Digest] = set()
+        for start in range(0, len(wanted), _CHUNK):
+            chunk = wanted[start : start + _CHUNK]
+            for column in _NAMING:
+                named.update(self._connection.execute(sa.select(column).where(column.in_(chunk))).scalars())
+        return named
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _claim(self, cycle_id: int, model_id: int, worker: str, lease: timedelta) -> Claim:
+        """Claim a cycle that is known to be ready, under its model's lock."""
+        model = model_of(self._connection.execute(sa.select(models).where(models.c.id == model_id)).one())
+        parent = self._champion(model)
+        before = self._connection.execute(_all().where(cycles.c.id == cycle_id)).one()
+        pinned = {"parent": parent.number if parent else None, "recipe_revision": model.recipe_revision}
+        self._connection.execute(
+            sa.update(cycles)
+            .where(cycles.c.id == cycle_id)
+            .values(
+                **pinned,
+                state=CycleState.RUNNING.value,
+                started_at=before.started_at or self._now,
+                not_before=None,
+                reason=None,
+            )
+        )
+        same_ground = all(getattr(before, name) == value for name, value in pinned.items())
+        token, snapshot = self._write_lease(cycle_id, model, worker, self._now + lease, resume=same_ground)
+        cycle = cycle_of(self._connection.execute(_all().where(cycles.c.id == cycle_id)).one())
+        return Claim(
+            cycle=cycle,
+            model=model,
+            recipe=self._recipe(model, model.recipe_revision),
+            worker=worker,
+            token=token,
+            generation=model.generation,
+            next_version=self._next_version(model, cycle.trigger),
+            parent=parent,
+            snapshot=snapshot,
+            expires_at=self._now + lease,
+        )
+
+    def _write_lease(
+        self, cycle_id: int, model: Model, worker: str, expires_at: datetime, *, resume: bool
+    ) -> tuple[int, Digest | None]:
+        """The next token, and the snapshot to go on from, which is only worth something on the same ground."""
+        here = leases.c.cycle_id == cycle_id
+        before = self._connection.execute(sa.select(leases).where(here)).one_or_none()
+        values = {
+            "token": 1,
+            "generation": model.generation,
+            "worker": worker,
+            "expires_at": expires_at,
+            "heartbeat_at": self._now,
+            "advanced": False,
+        }
+        if before is None:
+            self._connection.execute(sa.insert(leases).values(cycle_id=cycle_id, **values))
+            return 1, None
+        values["token"] = before.token + 1
+        snapshot = before.snapshot if resume and before.generation == model.generation else None
+        if snapshot is None:
+            values.update(snapshot=None, progress=None)
+        self._connection.execute(sa.update(leases).where(here).values(**values))
+        return before.token + 1, snapshot
+
+    def _hold(self, claim: Claim, change: sa.Update | sa.Delete) -> None:
+        """Change the lease of a claim, if it is still this claim's."""
+        held = change.where(
+            leases.c.cycle_id == _id_of(claim.model, claim.cycle.number),
+            leases.c.token == claim.token,
+            leases.c.worker == claim.worker,
+        )
+        if self._connection.execute(held).rowcount != 1:
+            raise LeaseLost(
+                f"cycle {claim.cycle.number} of {claim.model.name!r} is no longer held by {claim.worker!r}: "
+                "it was superseded, or its lease ran out and another worker has it"
+            )
+
+    def _end(self, claim: Claim, state: CycleState, **values: object) -> Cycle:
+        """Move a running cycle, whose lease was just given up, to another state."""
+        running = sa.update(cycles).where(
+            cycles.c.model_id == claim.model.id, cycles.c.number == claim.cycle.number, RUNNING
+        )
+        if self._connection.execute(running.values(state=state.value, **values)).rowcount != 1:
+            raise LeaseLost(f"cycle {claim.cycle.number} of {claim.model.name!r} does not run any more")
+        return self.cycle(claim.model.name, claim.cycle.number)
+
+    def _reclaim(self, stalled: sa.Row[Any]) -> Cycle | None:
+        """Take one stalled cycle back, unless its worker spoke up, or somebody else was faster."""
+        model = self._locked(model_of(stalled))
+        silent = sa.update(leases).where(
+            leases.c.cycle_id == stalled.cycle_id, leases.c.token == stalled.token, leases.c.expires_at < self._now
+        )
+        if self._connection.execute(silent.values(worker=None, expires_at=None)).rowcount != 1:
+            return None
+        failed = 0 if stalled.advanced else 1
+        self._connection.execute(
+            sa.update(cycles)
+            .where(cycles.c.id == stalled.cycle_id)
+            .values(state=CycleState.QUEUED.value, failures=cycles.c.failures + failed)
+        )
+        return self.cycle(model.name, stalled.number)
+
+    def _next_version(self, model: Model, trigger: CycleTrigger) -> int:
+        newest = sa.select(sa.func.max(versions.c.number)).where(versions.c.model_id == model.id)
+        number = self._connection.execute(newest).scalar_one()
+        if number is None:
+            return 0 if trigger is CycleTrigger.INITIAL_WEIGHTS else 1
+        return int(number) + 1
+
+
+def _all() -> sa.Select[Any]:
+    return (
+        sa.select(cycles, models.c.name.label("model"), leases.c.progress)
+        .join(models, models.c.id == cycles.c.model_id)
+        .outerjoin(leases, leases.c.cycle_id == cycles.c.id)
+    )
+
+
+def _ready(now: datetime) -> sa.Select[Any]:
+    """The first queued cycle of each model that is active, runs nothing, and waits for nothing; the oldest first."""
+    firsts = sa.select(sa.func.min(cycles.c.id)).where(QUEUED).group_by(cycles.c.model_id)
+    busy = cycles.alias("busy")
+    runs = sa.exists().where(busy.c.model_id == models.c.id, busy.c.state == sa.literal_column("'running'"))
+    return (
+        sa.select(cycles.c.id, cycles.c.model_id)
+        .join(models, models.c.id == cycles.c.model_id)
+        .where(
+            cycles.c.id.in_(firsts),
+            models.c.state == ModelState.ACTIVE.value,
+            sa.or_(cycles.c.not_before.is_(None), cycles.c.not_before <= now),
+            ~runs,
+        )
+        .order_by(cycles.c.id)
+        .limit(1)
+    )
+
+
+def _id_of(model: Model, number: int) -> sa.ScalarSelect[Any]:
+    return sa.select(cycles.c.id).where(cycles.c.model_id == model.id, cycles.c.number == number).scalar_subquery()

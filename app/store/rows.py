@@ -1,0 +1,171 @@
+"""Rows to domain objects, and back where a column holds JSON.
+
+Knows: how a value of ``app.domain`` is spread over columns. Must never know: how rows are found or changed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from app.domain import (
+    Cycle,
+    CycleState,
+    CycleTrigger,
+    InputSpec,
+    Layer,
+    Model,
+    ModelState,
+    Normalisation,
+    Phase,
+    Progress,
+    RecipeRevision,
+    Verdict,
+    Version,
+    VersionDraft,
+    VersionStatus,
+)
+
+Row = sa.Row[Any]
+
+
+def model_of(row: Row) -> Model:
+    """A row of ``models``."""
+    return Model(
+        id=row.id,
+        name=row.name,
+        state=ModelState(row.state),
+        paused_reason=row.paused_reason,
+        recipe_revision=row.recipe_revision,
+        recipe_digest=row.recipe_digest,
+        input=_input_of(row.input),
+        generation=row.generation,
+        created_at=row.created_at,
+    )
+
+
+def recipe_of(row: Row, model: str) -> RecipeRevision:
+    """A row of ``recipes``."""
+    return RecipeRevision(model, row.revision, row.digest, row.document, row.created_at)
+
+
+def cycle_of(row: Row) -> Cycle:
+    """A row of ``cycles`` with ``model``, its model's name, and ``progress``, its lease's."""
+    return Cycle(
+        model=row.model,
+        number=row.number,
+        state=CycleState(row.state),
+        trigger=CycleTrigger(row.trigger),
+        through=row.through,
+        recipe_revision=row.recipe_revision,
+        parent=row.parent,
+        version=row.version,
+        attempt=row.attempt,
+        failures=row.failures,
+        not_before=row.not_before,
+        reason=row.reason,
+        progress=_progress_of(row.progress),
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+    )
+
+
+def version_of(row: Row, model: str) -> Version:
+    """A row of ``versions``."""
+    return Version(
+        model=model,
+        number=row.number,
+        parent=row.parent,
+        cycle=row.cycle,
+        status=VersionStatus(row.status),
+        stage=row.stage,
+        depth=row.depth,
+        recipe_revision=row.recipe_revision,
+        recipe_digest=row.recipe_digest,
+        target_density=row.target_density,
+        kept=row.kept,
+        total=row.total,
+        layers=tuple(Layer(y["name"], tuple(y["shape"]), y["kept"], y["total"]) for y in row.layers),
+        metrics=row.metrics,
+        verdict=Verdict(row.verdict["passed"], tuple(row.verdict["reasons"])),
+        checkpoint=row.checkpoint,
+        checkpoint_bytes=row.checkpoint_bytes,
+        dense_bytes=row.dense_bytes,
+        mask_digest=row.mask_digest,
+        state=row.state,
+        megabatches=row.megabatches,
+        manifest=row.manifest,
+        created_at=row.created_at,
+    )
+
+
+def version_values(draft: VersionDraft) -> dict[str, Any]:
+    """What a draft says, column by column."""
+    return {
+        "status": draft.status.value,
+        "stage": draft.stage,
+        "depth": draft.depth,
+        "target_density": draft.target_density,
+        "kept": draft.kept,
+        "total": draft.total,
+        "layers": [{"name": y.name, "shape": list(y.shape), "kept": y.kept, "total": y.total} for y in draft.layers],
+        "metrics": dict(draft.metrics),
+        "verdict": {"passed": draft.verdict.passed, "reasons": list(draft.verdict.reasons)},
+        "checkpoint": draft.checkpoint,
+        "checkpoint_bytes": draft.checkpoint_bytes,
+        "dense_bytes": draft.dense_bytes,
+        "mask_digest": draft.mask_digest,
+        "state": draft.state,
+        "megabatches": draft.megabatches,
+        "manifest": dict(draft.manifest),
+    }
+
+
+def input_document(spec: InputSpec) -> dict[str, Any]:
+    """An input spec as JSON."""
+    scaling = spec.normalisation
+    return {
+        "shape": None if spec.shape is None else list(spec.shape),
+        "dtype": spec.dtype,
+        "classes": None if spec.classes is None else list(spec.classes),
+        "normalisation": None
+        if scaling is None
+        else {
+            "name": scaling.name,
+            "signed_log": scaling.signed_log,
+            "clip": scaling.clip,
+            "mean": list(scaling.mean),
+            "std": list(scaling.std),
+        },
+    }
+
+
+def progress_document(progress: Progress) -> dict[str, Any]:
+    """Progress as JSON."""
+    return {
+        "phase": progress.phase.value,
+        "epoch": progress.epoch,
+        "epochs": progress.epochs,
+        "step": progress.step,
+        "steps": progress.steps,
+        "loss": progress.loss,
+        "density": progress.density,
+    }
+
+
+def _input_of(document: dict[str, Any]) -> InputSpec:
+    scaling = document["normalisation"]
+    return InputSpec(
+        shape=None if document["shape"] is None else tuple(document["shape"]),
+        dtype=document["dtype"],
+        classes=None if document["classes"] is None else tuple(document["classes"]),
+        normalisation=None
+        if scaling is None
+        else Normalisation(**{**scaling, "mean": tuple(scaling["mean"]), "std": tuple(scaling["std"])}),
+    )
+
+
+def _progress_of(document: dict[str, Any] | None) -> Progress | None:
+    return None if document is None else Progress(**{**document, "phase": Phase(document["phase"])})

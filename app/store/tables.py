@@ -1,0 +1,274 @@
+"""The rows, and the only SQL names of the house.
+
+Knows: tables, columns, constraints, indexes, how times and JSON are stored. Must never know: what a change of a row
+means.
+
+Laws:
+    * Times go in aware and come out aware, in UTC; a naive one is refused.
+    * At most one cycle of a model is running: a partial unique index says so, not a convention.
+    * Numbers of megabatches, cycles and versions are unique within their model.
+    * ``AUDITED`` lists what may not change without an audit entry; ``LOG`` what only the log itself may write.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import sqlalchemy as sa
+from sqlalchemy.engine.interfaces import Dialect
+
+_DIGEST = sa.String(71)
+_HASH = sa.String(64)
+_NAME = sa.String(63).with_variant(sa.String(63, collation="C"), "postgresql")  # one order of names everywhere
+_WORD = sa.String(16)
+
+
+class UtcDateTime(sa.TypeDecorator[datetime]):
+    """An aware UTC datetime; SQLite keeps it as text of fixed width, so that its order is the order of time."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """To UTC.
+
+        Raises:
+            ValueError: the time has no zone.
+        """
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"{value.isoformat()} has no time zone: pass an aware datetime")
+        utc = value.astimezone(UTC)
+        return utc.replace(tzinfo=None) if dialect.name == "sqlite" else utc
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """As aware UTC, whatever zone the connection is in."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+metadata = sa.MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+    }
+)
+
+
+def _one_of(column: str, *words: str) -> sa.CheckConstraint:
+    listed = ", ".join(f"'{word}'" for word in words)
+    return sa.CheckConstraint(f"{column} IN ({listed})", name=column)
+
+
+def _model_id(*, primary_key: bool = False) -> sa.Column[int]:
+    return sa.Column("model_id", sa.Integer, sa.ForeignKey("models.id"), nullable=False, primary_key=primary_key)
+
+
+def _json() -> sa.JSON:
+    return sa.JSON(none_as_null=True)
+
+
+models = sa.Table(
+    "models",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("name", _NAME, nullable=False, unique=True),
+    sa.Column("state", _WORD, nullable=False),
+    sa.Column("paused_reason", sa.Text),
+    sa.Column("recipe_revision", sa.Integer, nullable=False),
+    sa.Column("recipe_digest", _DIGEST, nullable=False),
+    sa.Column("input", _json(), nullable=False),
+    sa.Column("generation", sa.Integer, nullable=False),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    _one_of("state", "active", "paused"),
+)
+
+recipes = sa.Table(
+    "recipes",
+    metadata,
+    _model_id(primary_key=True),
+    sa.Column("revision", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("digest", _DIGEST, nullable=False),
+    sa.Column("document", _json(), nullable=False),
+    sa.Column("initial_weights", _DIGEST),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+)
+
+megabatches = sa.Table(
+    "megabatches",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    _model_id(),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("status", _WORD, nullable=False),
+    sa.Column("digest", _DIGEST, nullable=False),
+    sa.Column("x", _DIGEST, nullable=False, index=True),
+    sa.Column("y", _DIGEST, nullable=False, index=True),
+    sa.Column("ids", _DIGEST, nullable=False, index=True),
+    sa.Column("examples", sa.BigInteger, nullable=False),
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+    sa.Column("histogram", _json(), nullable=False),
+    sa.Column("prequential", _json()),
+    sa.Column("received_at", UtcDateTime, nullable=False),
+    sa.UniqueConstraint("model_id", "number"),
+    sa.UniqueConstraint("model_id", "digest"),
+    _one_of("status", "accepted", "quarantined"),
+)
+
+cycles = sa.Table(
+    "cycles",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    _model_id(),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("state", _WORD, nullable=False),
+    sa.Column("trigger", _WORD, nullable=False),
+    sa.Column("through", sa.Integer, nullable=False),
+    sa.Column("recipe_revision", sa.Integer, nullable=False),
+    sa.Column("parent", sa.Integer),
+    sa.Column("version", sa.Integer),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("failures", sa.Integer, nullable=False),
+    sa.Column("not_before", UtcDateTime),
+    sa.Column("reason", sa.Text),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("started_at", UtcDateTime),
+    sa.Column("finished_at", UtcDateTime),
+    sa.UniqueConstraint("model_id", "number"),
+    _one_of("state", "queued", "running", "published", "withheld", "failed", "superseded"),
+)
+
+# Literals, not parameters: a planner uses a partial index only where it sees the same words.
+RUNNING = cycles.c.state == sa.literal_column("'running'")
+QUEUED = cycles.c.state == sa.literal_column("'queued'")
+
+sa.Index("uq_cycles_one_running", cycles.c.model_id, unique=True, sqlite_where=RUNNING, postgresql_where=RUNNING)
+sa.Index("ix_cycles_waiting", cycles.c.model_id, cycles.c.id, sqlite_where=QUEUED, postgresql_where=QUEUED)
+
+leases = sa.Table(
+    "leases",
+    metadata,
+    sa.Column("cycle_id", sa.Integer, sa.ForeignKey("cycles.id"), primary_key=True, autoincrement=False),
+    sa.Column("token", sa.Integer, nullable=False),
+    sa.Column("generation", sa.Integer, nullable=False),
+    sa.Column("worker", sa.String(255)),
+    sa.Column("expires_at", UtcDateTime, index=True),
+    sa.Column("heartbeat_at", UtcDateTime),
+    sa.Column("progress", _json()),
+    sa.Column("snapshot", _DIGEST),
+    sa.Column("advanced", sa.Boolean, nullable=False),
+    sa.CheckConstraint("(worker IS NULL) = (expires_at IS NULL)", name="held"),
+)
+
+versions = sa.Table(
+    "versions",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    _model_id(),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("parent", sa.Integer),
+    sa.Column("cycle", sa.Integer, nullable=False),
+    sa.Column("status", _WORD, nullable=False),
+    sa.Column("stage", sa.Integer, nullable=False),
+    sa.Column("depth", sa.Integer, nullable=False),
+    sa.Column("recipe_revision", sa.Integer, nullable=False),
+    sa.Column("recipe_digest", _DIGEST, nullable=False),
+    sa.Column("target_density", sa.Double, nullable=False),
+    sa.Column("kept", sa.BigInteger, nullable=False),
+    sa.Column("total", sa.BigInteger, nullable=False),
+    sa.Column("layers", _json(), nullable=False),
+    sa.Column("metrics", _json(), nullable=False),
+    sa.Column("verdict", _json(), nullable=False),
+    sa.Column("checkpoint", _DIGEST, nullable=False, index=True),
+    sa.Column("checkpoint_bytes", sa.BigInteger, nullable=False),
+    sa.Column("dense_bytes", sa.BigInteger, nullable=False),
+    sa.Column("mask_digest", _DIGEST, nullable=False),
+    sa.Column("state", _DIGEST, nullable=False, index=True),
+    sa.Column("megabatches", sa.Integer, nullable=False),
+    sa.Column("manifest", _json(), nullable=False),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.UniqueConstraint("model_id", "number"),
+    sa.UniqueConstraint("model_id", "cycle"),
+    sa.ForeignKeyConstraint(["model_id", "parent"], ["versions.model_id", "versions.number"]),
+    sa.ForeignKeyConstraint(["model_id", "cycle"], ["cycles.model_id", "cycles.number"]),
+    sa.ForeignKeyConstraint(["model_id", "recipe_revision"], ["recipes.model_id", "recipes.revision"]),
+    _one_of("status", "published", "withheld"),
+)
+
+aliases = sa.Table(
+    "aliases",
+    metadata,
+    _model_id(primary_key=True),
+    sa.Column("name", _NAME, primary_key=True),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False),
+    sa.Column("moved_at", UtcDateTime, nullable=False),
+    sa.ForeignKeyConstraint(["model_id", "version"], ["versions.model_id", "versions.number"]),
+)
+
+alias_moves = sa.Table(
+    "alias_moves",
+    metadata,
+    _model_id(primary_key=True),
+    sa.Column("alias", _NAME, primary_key=True),
+    sa.Column("revision", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("previous", sa.Integer),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("moved_at", UtcDateTime, nullable=False),
+    sa.ForeignKeyConstraint(["model_id", "version"], ["versions.model_id", "versions.number"]),
+)
+
+ticks = sa.Table(
+    "ticks",
+    metadata,
+    _model_id(primary_key=True),
+    sa.Column("due_at", UtcDateTime, primary_key=True),
+    sa.Column("taken_at", UtcDateTime, nullable=False),
+)
+
+audit_entries = sa.Table(
+    "audit_entries",
+    metadata,
+    sa.Column("seq", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=False),
+    sa.Column("time", UtcDateTime, nullable=False),
+    sa.Column("kind", sa.String(64), nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("model", _NAME),
+    sa.Column("document", sa.Text, nullable=False),
+    sa.Column("leaf", _HASH, nullable=False),
+    sa.Index(None, "model", "seq"),
+    sa.Index(None, "kind", "seq"),
+    sa.Index(None, "model", "kind", "seq"),
+)
+
+log_head = sa.Table(
+    "log_head",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("root", _HASH, nullable=False),
+    sa.Column("frontier", _json(), nullable=False),
+    sa.CheckConstraint("id = 1", name="single"),
+)
+
+LOG = frozenset({audit_entries.name, log_head.name})
+"""Written by ``tx.audit`` alone; entries are never changed or deleted."""
+
+EXEMPT = frozenset({leases.name, ticks.name})
+"""Heartbeats and clock ticks: changed all the time, and no fact about a model."""
+
+AUDITED = frozenset(metadata.tables) - LOG - EXEMPT
+"""A transaction that changes one of these appends to the log, or is rolled back."""
+
+NAME_PATTERN = r"[a-z0-9][a-z0-9-]{0,62}"
+"""Names of models and aliases. What does not match names nothing, and is never sent to the database."""
+
+LARGEST = 2**31 - 1
+"""The largest number, revision or limit that a column holds."""

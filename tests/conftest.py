@@ -1,0 +1,95 @@
+"""For every test: one torch thread a process, since pytest-xdist already runs one process a core; no settings from
+outside; and a database of its own: a SQLite file, and a PostgreSQL database too where ESPALIER_TEST_DATABASE_URL names
+a server.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from app.store.blobs import Blobs
+from app.store.database import Store
+from app.store.migrate import migrate
+
+KEPT = {"ESPALIER_TEST_DATABASE_URL"}
+
+# Before anything imports torch or starts a process: both read these once.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+for name in [name for name in os.environ if name.startswith("ESPALIER_") and name not in KEPT]:
+    del os.environ[name]
+
+SERVER = os.environ.get("ESPALIER_TEST_DATABASE_URL")
+DATABASES = ["sqlite", "postgresql"] if SERVER else ["sqlite"]
+
+
+@pytest.fixture(params=DATABASES)
+def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A database without tables, gone after the test."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'espalier.db'}"
+        return
+    with _postgresql_database() as url:
+        yield url
+
+
+@pytest.fixture(params=DATABASES)
+def database_url(request: pytest.FixtureRequest, tmp_path: Path, migrated: dict[str, str]) -> Iterator[str]:
+    """A database at this version's schema, gone after the test: a copy of one that was migrated once."""
+    template = migrated[request.param]
+    if request.param == "sqlite":
+        shutil.copyfile(template, tmp_path / "espalier.db")
+        yield f"sqlite:///{tmp_path / 'espalier.db'}"
+        return
+    with _postgresql_database(template) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """What to copy, by dialect: a file, and the name of a database."""
+    file = tmp_path_factory.mktemp("migrated") / "espalier.db"
+    migrate(f"sqlite:///{file}")
+    if SERVER is None:
+        yield {"sqlite": str(file)}
+        return
+    with _postgresql_database() as url:
+        migrate(url)
+        yield {"sqlite": str(file), "postgresql": str(sa.make_url(url).database)}
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> Blobs:
+    return Blobs(tmp_path / "data")
+
+
+@pytest.fixture
+def store(database_url: str, blobs: Blobs) -> Iterator[Store]:
+    store = Store(database_url, blobs)
+    yield store
+    store.dispose()
+
+
+@contextmanager
+def _postgresql_database(template: str | None = None) -> Iterator[str]:
+    name = f"espalier_test_{uuid.uuid4().hex}"
+    with _server().connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}" + (f" TEMPLATE {template}" if template else ""))
+    try:
+        yield sa.make_url(str(SERVER)).set(database=name).render_as_string(hide_password=False)
+    finally:
+        with _server().connect() as connection:
+            connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@cache
+def _server() -> sa.Engine:
+    return sa.create_engine(str(SERVER), isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)

@@ -1,0 +1,180 @@
+"""Migrations: up, down, drift, at once, killed midway, and from wherever they are installed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from app.store import migrate as module
+from app.store.blobs import Blobs
+from app.store.database import Store
+from app.store.migrate import downgrade, migrate, newest_revision
+from app.store.tables import metadata
+from tests.builders import make_megabatch, make_model, make_version
+
+
+def _tables(url):
+    engine = sa.create_engine(url)
+    names = set(sa.inspect(engine).get_table_names()) - {"alembic_version"}
+    engine.dispose()
+    return names
+
+
+def _triggers(url):
+    engine = sa.create_engine(url)
+    query = {
+        "sqlite": "SELECT name FROM sqlite_master WHERE type = 'trigger'",
+        "postgresql": "SELECT tgname FROM pg_trigger WHERE NOT tgisinternal",
+    }[engine.dialect.name]
+    with engine.connect() as connection:
+        names = set(connection.exec_driver_sql(query).scalars())
+    engine.dispose()
+    return names
+
+
+def test_the_history_is_one_line():
+    scripts = ScriptDirectory.from_config(_config())
+    assert len(scripts.get_heads()) == len(scripts.get_bases()) == 1
+    assert all(isinstance(s.down_revision, str | None) for s in scripts.walk_revisions())
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", "migrations")
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+def test_up_down_up(empty_database_url):
+    url = empty_database_url
+    applied = migrate(url)
+    assert applied[-1] == newest_revision()
+    assert _tables(url) == set(metadata.tables)
+    triggers = _triggers(url)
+    assert {"audit_entries_refuse_truncate", "audit_entries_refuse_delete"} & triggers
+    assert migrate(url) == []
+    assert downgrade(url) == applied[::-1]
+    assert _tables(url) == set()
+    assert _triggers(url) == set()
+    assert downgrade(url) == []
+    assert migrate(url) == applied
+    assert (_tables(url), _triggers(url)) == (set(metadata.tables), triggers)
+
+
+def test_no_drift(empty_database_url):
+    migrate(empty_database_url)
+    engine = sa.create_engine(empty_database_url)
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        assert compare_metadata(context, metadata) == []
+    engine.dispose()
+
+
+def test_drift_would_be_seen(empty_database_url):
+    """The test above can fail."""
+    migrate(empty_database_url)
+    engine = sa.create_engine(empty_database_url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP INDEX ix_cycles_waiting")
+        connection.exec_driver_sql("ALTER TABLE models ADD COLUMN stray INTEGER")
+    with engine.connect() as connection:
+        assert len(compare_metadata(MigrationContext.configure(connection), metadata)) == 2
+    engine.dispose()
+
+
+def test_the_checks_are_those_of_the_tables(empty_database_url):
+    """Alembic does not compare check constraints, so they are compared here, as words."""
+    migrate(empty_database_url)
+    engine = sa.create_engine(empty_database_url)
+    inspector = sa.inspect(engine)
+    for table in metadata.sorted_tables:
+        wanted = {str(c.name) for c in table.constraints if isinstance(c, sa.CheckConstraint)}
+        found = {c["name"]: c["sqltext"] for c in inspector.get_check_constraints(table.name)}
+        assert set(found) == wanted
+        for constraint in table.constraints:
+            if isinstance(constraint, sa.CheckConstraint):
+                words = re.findall(r"'([a-z-]+)'", str(constraint.sqltext))
+                assert re.findall(r"'([a-z-]+)'", found[str(constraint.name)]) == words
+    engine.dispose()
+
+
+def test_a_migrated_database_keeps_its_rows(empty_database_url, tmp_path):
+    migrate(empty_database_url)
+    store = Store(empty_database_url, Blobs(tmp_path / "data"))
+    model = make_model(store)
+    make_megabatch(store, model)
+    version = make_version(store, model)
+    assert migrate(empty_database_url) == []
+    store.check_schema()
+    with store.reading() as tx:
+        assert tx.ledger.version("gas", "champion") == version
+        assert tx.audit.verify().size == 6
+    store.dispose()
+
+
+def _migrate_in_process(url, start, results):
+    start.wait()
+    results.put(migrate(url))
+
+
+def test_two_processes_at_once(empty_database_url):
+    spawn = multiprocessing.get_context("spawn")
+    start, results = spawn.Event(), spawn.Queue()
+    processes = [spawn.Process(target=_migrate_in_process, args=(empty_database_url, start, results)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    start.set()
+    applied = sorted(results.get(timeout=90) for _ in processes)
+    for process in processes:
+        process.join(30)
+        assert process.exitcode == 0
+    assert applied[0] == []
+    assert applied[1][-1] == newest_revision()
+
+
+def test_threads_at_once(empty_database_url):
+    with ThreadPoolExecutor(4) as pool:
+        applied = list(pool.map(migrate, [empty_database_url] * 4))
+    assert sorted(applied)[:3] == [[], [], []]
+    assert _tables(empty_database_url) == set(metadata.tables)
+
+
+def test_a_migration_that_ends_midway_leaves_nothing(empty_database_url, monkeypatch):
+    """The transaction is never committed: the same as a kill before its end."""
+
+    def killed(config, target):
+        command_upgrade(config, target)
+        raise KeyboardInterrupt
+
+    command_upgrade = module.command.upgrade
+    with monkeypatch.context() as patch:
+        patch.setattr(module.command, "upgrade", killed)
+        with pytest.raises(KeyboardInterrupt):
+            migrate(empty_database_url)
+    assert _tables(empty_database_url) == set()
+    assert migrate(empty_database_url)[-1] == newest_revision()
+
+
+def test_folders_are_made(tmp_path):
+    file = tmp_path / "a" / "b c" / "x%20.db"
+    assert migrate(sa.URL.create("sqlite", database=str(file)).render_as_string())
+    assert file.is_file()
+
+
+def test_migrations_are_found_in_a_wheel(tmp_path, monkeypatch):
+    """A wheel holds them as app/migrations, a checkout beside app; the first place that has them is taken."""
+    installed = tmp_path / "100%" / "app" / "migrations"
+    (installed / "versions").mkdir(parents=True)
+    here = module._PLACES[1]
+    for name in ("env.py", "script.py.mako", *(f"versions/{p.name}" for p in (here / "versions").glob("*.py"))):
+        (installed / name).write_bytes((here / name).read_bytes())
+    monkeypatch.setattr(module, "_PLACES", (installed, tmp_path / "nowhere"))
+    assert migrate(f"sqlite:///{tmp_path / 'x.db'}")[-1] == newest_revision()
