@@ -94,7 +94,7 @@ def create_model(
     with store.transaction(actor) as tx:
         if (existing := _existing(tx, name)) is not None:
             return _same_or_refuse(tx, existing, resolved, spec), False
-        if resolved.initial_weights is not None and not _kept(store, resolved.initial_weights):
+        if resolved.initial_weights is not None and not store.blobs.touch(resolved.initial_weights):
             message = "no such initial weights here: send the safetensors to POST /v1/initial-weights first"
             raise InvalidRecipe(message, [("/initial_weights", message)])
         model = tx.ledger.create_model(name, document, resolved.digest, spec)
@@ -285,10 +285,6 @@ def _same_or_refuse(tx: Transaction, model: Model, recipe: Recipe, spec: InputSp
             f"a model named {model.name!r} exists already with another recipe or input: choose another name"
         )
     return model
-
-
-def _kept(store: Store, digest: Digest) -> bool:
-    return store.blobs.has(digest)
 
 
 def _catch_up(store: Store, tx: Transaction, model: Model) -> Cycle | None:

@@ -309,7 +309,7 @@ def _view(tx: Transaction, name: str, ref: str) -> VersionView:
 
 def _dense_file(store: Store, version: Version) -> tuple[Path, Digest]:
     """The dense form, made once from verified sparse bytes; its name holds its own digest, so that it is never hashed again."""
-    folder = store.blobs.root.parent / "dense"
+    folder = store.blobs.root / "dense"
     key = version.checkpoint.removeprefix("sha256:")
     for path in folder.glob(f"{key}-*.safetensors"):
         return path, "sha256:" + path.stem.removeprefix(f"{key}-")
