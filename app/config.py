@@ -1,7 +1,7 @@
 """Where a deployment lives: settings from ``ESPALIER_*`` variables.
 
-Knows: addresses, folders, limits and intervals. Must never know: anything that changes a number in a checkpoint (that is
-the recipe's; device and threads may move last bits, which is why they stand in every manifest).
+Knows: addresses, folders, limits and intervals. Must never know: anything that changes a number in a checkpoint (that
+is the recipe's; device and threads may move last bits, which is why they stand in every manifest).
 """
 
 from __future__ import annotations
@@ -30,12 +30,15 @@ class Settings(BaseSettings):
         description="SQLAlchemy URL, such as `postgresql+psycopg://user:password@host/espalier`. "
         "Empty: SQLite at `<data_dir>/espalier.db`.",
     )
-    host: str = Field("127.0.0.1", description="Address to listen on. Any but a loopback address needs `ESPALIER_API_KEY`.")
+    host: str = Field(
+        "127.0.0.1", description="Address to listen on. Any but a loopback address needs `ESPALIER_API_KEY`."
+    )
     port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="Port to listen on; 0 picks a free one.")
     workers: Annotated[int, Field(ge=1, le=64)] = Field(1, description="API processes that `espalier serve` starts.")
     api_key: SecretStr | None = Field(
         None,
-        description="Key that every request must carry as `Authorization: Bearer <key>`. Unset: open, on loopback only.",
+        description="Key that every request must carry as `Authorization: Bearer <key>`. "
+        "Unset: open, on loopback only.",
     )
     max_upload_bytes: Annotated[int, Field(ge=1024)] = Field(
         1024 * _MIB, description="Largest accepted request body, in bytes."
@@ -51,7 +54,9 @@ class Settings(BaseSettings):
         description="Your own networks, as JSON: name to `module:factory`. A recipe names them as "
         '`{"name": "custom", "architecture": "<name>"}`.',
     )
-    device: str = Field("auto", description="Where cycles run: `auto` (a GPU when there is one), `cpu`, `cuda`, `cuda:1`.")
+    device: str = Field(
+        "auto", description="Where cycles run: `auto` (a GPU when there is one), `cpu`, `cuda`, `cuda:1`."
+    )
     threads: Annotated[int, Field(ge=0)] = Field(
         0, description="Torch threads of a worker; 0 leaves torch's own choice. Stands in every manifest."
     )
@@ -65,7 +70,8 @@ class Settings(BaseSettings):
         5.0, description="How often a worker renews its claim, in seconds; at most a third of the lease."
     )
     snapshot_seconds: Annotated[float, Field(ge=0)] = Field(
-        20.0, description="How often a running cycle saves a snapshot to resume from, in seconds; 0 saves at every step."
+        20.0,
+        description="How often a running cycle saves a snapshot to resume from, in seconds; 0 saves at every step.",
     )
     max_failures: Annotated[int, Field(ge=1)] = Field(
         3, description="Failures of one cycle in a row after which its model is paused."

@@ -1,7 +1,7 @@
 """The words of the house, as values.
 
-Knows: what a model, a megabatch, a cycle, a version, an alias and an audit entry are (docs/glossary.md says the same in prose).
-Must never know: SQL, HTTP, torch, files, or how any of these is stored. Standard library only.
+Knows: what a model, a megabatch, a cycle, a version, an alias and an audit entry are (docs/glossary.md says the same
+in prose). Must never know: SQL, HTTP, torch, files, or how any of these is stored. Standard library only.
 
 Laws:
     * Values are frozen; a change is a new value.
@@ -384,7 +384,8 @@ class AuditEntry:
     """One immutable fact.
 
     ``document`` is the canonical entry as it was hashed (RFC 8785; floats and wide integers as strings), with the keys
-    ``seq, time, kind, actor, request_id, model, inputs, parameters, outputs, reason, code``; ``leaf`` is its RFC 6962 leaf hash in hex.
+    ``seq, time, kind, actor, request_id, model, inputs, parameters, outputs, reason, code``; ``leaf`` is its RFC
+    6962 leaf hash in hex.
     """
 
     seq: int

@@ -5,7 +5,6 @@ Knows: which rooms an API process needs. Must never know: torch, the worker, or 
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -26,8 +25,6 @@ from app.config import Settings
 from app.errors import EspalierError
 from app.store.blobs import Blobs
 from app.store.database import Store
-
-_log = logging.getLogger("app.api")
 
 _TAGS = [
     {"name": "models", "description": "Registered learning problems."},
@@ -81,12 +78,6 @@ def create_app(settings: Settings) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
-    if settings.api_key is None:
-        _log.warning(
-            "no ESPALIER_API_KEY is set: whoever reaches %s:%d on this machine may do everything",
-            settings.host,
-            settings.port,
-        )
     store = Store(settings.resolved_database_url, Blobs(settings.data_dir / "blobs"))
     try:
         store.check_schema()

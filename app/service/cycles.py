@@ -31,7 +31,7 @@ def list_cycles(store: Store, name: str, *, after: int | None, limit: int) -> Pa
 
 
 def request_cycle(store: Store, name: str, *, reason: str | None, actor: Actor) -> Cycle:
-    """Train now: a cycle over every eligible megabatch. One that is queued already and covers them is returned as it is.
+    """Train now: a cycle over every eligible megabatch, or the one that is queued for them already.
 
     Raises:
         ModelPaused: resume it first.
@@ -54,7 +54,9 @@ def request_cycle(store: Store, name: str, *, reason: str | None, actor: Actor) 
 
 
 def enqueue_due(store: Store, actor: Actor) -> list[Cycle]:
-    """Enqueue the cycles of cron triggers that have come due. Missed times coalesce into one; any number of callers enqueue it once."""
+    """Enqueue the cycles of cron triggers that have come due. Missed times coalesce into one; any number of callers
+    enqueue it once.
+    """
     cycles: list[Cycle] = []
     for model, cron in _scheduled(store):
         with store.transaction(actor) as tx:

@@ -99,7 +99,7 @@ def health(store: Store) -> Health:
 
 
 def examine(store: Store) -> list[Finding]:
-    """The fsck: every blob hashes to its name, version numbers have no gaps, aliases point to whole versions, the log holds."""
+    """The fsck: blobs hash to their names, versions have no gaps, aliases point to whole versions, the log holds."""
     findings: list[Finding] = []
     checked: dict[Digest, str | None] = {}
     for name in _names(store):

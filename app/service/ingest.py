@@ -1,6 +1,7 @@
 """Ingest: a staged upload becomes a megabatch, whole or not at all.
 
-Knows: what a model's input spec asks of decoded arrays, and when the recipe's trigger is met. Must never know: HTTP, torch.
+Knows: what a model's input spec asks of decoded arrays, and when the recipe's trigger is met. Must never know: HTTP,
+torch.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from app.store.blobs import Blobs, Staged
 from app.store.database import Store, Transaction
 
 HEAVY_TAIL = 1000.0
-"""Flat floating-point inputs that reach beyond this are taken for raw sensor values, and get a signed logarithm first."""
+"""Flat floating-point inputs beyond this are taken for raw sensor values, and get a signed logarithm first."""
 
 MOST_INFERRED = 100_000
 """Classes that are inferred at most: a larger label is a mistake, or a number to exhaust memory with."""
@@ -90,7 +91,8 @@ def completed(spec: InputSpec, decoded: DecodedFiles, recipe: Recipe) -> InputSp
     if spec.classes is None and largest >= MOST_INFERRED:
         raise InvalidMegabatch(
             "label-out-of-range",
-            f"label {largest} would mean {largest + 1} classes: number the classes from 0, or declare input.classes when the model is created",
+            f"label {largest} would mean {largest + 1} classes: number the classes from 0, or declare "
+            f"input.classes when the model is created",
         )
     full = InputSpec(
         shape=spec.shape or decoded.shape,
@@ -137,7 +139,8 @@ def _check_labels(largest: int, spec: InputSpec) -> None:
     if known < 2:
         raise InvalidMegabatch(
             "one-class",
-            "the first megabatch holds one class only, label 0, so the classes cannot be inferred: declare input.classes when the model is created",
+            "the first megabatch holds one class only, label 0, so the classes cannot be inferred: declare "
+            "input.classes when the model is created",
         )
 
 
@@ -147,7 +150,8 @@ def _check_fixed(spec: InputSpec) -> None:
     if spec.normalisation.name == "fixed" and given != normalised_width(spec.shape):
         raise InvalidMegabatch(
             "wrong-shape",
-            f"the model's fixed normalisation has {given} values, but examples of shape {spec.shape} need {normalised_width(spec.shape)}",
+            f"the model's fixed normalisation has {given} values, but examples of shape {spec.shape} need "
+            f"{normalised_width(spec.shape)}",
         )
 
 

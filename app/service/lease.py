@@ -1,7 +1,7 @@
 """Lease: holding a claimed cycle while the device works.
 
-Knows: how a claim is kept alive, how a stop or a lost lease reaches the running cycle, when a snapshot is kept. Must never know: what the cycle
-computes, torch, HTTP.
+Knows: how a claim is kept alive, how a stop or a lost lease reaches the running cycle, when a snapshot is kept. Must
+never know: what the cycle computes, torch, HTTP.
 """
 
 from __future__ import annotations
@@ -107,6 +107,11 @@ class Watch:
     _saved: float = field(default_factory=time.monotonic)
 
     def __call__(self, progress: Progress, snapshot: Callable[[], bytes]) -> None:
+        """Take note of a step; stop the cycle where it must not go on.
+
+        Raises:
+            Stopped, LeaseLost: see ``Running.at``.
+        """
         self._measure(progress.phase)
         try:
             self.running.at(progress)

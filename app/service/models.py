@@ -85,7 +85,8 @@ def create_model(
     """
     if not NAME.fullmatch(name):
         raise InvalidName(
-            f"{name!r} cannot name a model: use 1 to 63 lower-case letters, digits and hyphens, starting with a letter or digit"
+            f"{name!r} cannot name a model: use 1 to 63 lower-case letters, digits and hyphens, starting with a "
+            f"letter or digit"
         )
     resolved = Recipe.resolve(recipe)
     check_network(resolved, architectures)
@@ -189,7 +190,8 @@ def misfit(recipe: Recipe, shape: tuple[int, ...]) -> str | None:
     if len(shape) in (2, 3) and min(shape[:2]) >= least:
         return None
     return (
-        f"network {recipe.network.name} needs images of at least {least} x {least}, as (height, width) or (height, width, channels); "
+        f"network {recipe.network.name} needs images of at least {least} x {least}, as (height, width) or "
+        f"(height, width, channels); "
         f"examples of shape {shape} are none: reshape them, or choose the network mlp"
     )
 
@@ -265,7 +267,7 @@ def _normalisation_fault(spec: InputSpec) -> tuple[str, str] | None:
 
 
 def normalised_width(shape: tuple[int, ...]) -> int:
-    """How many means an input of this shape has: 1 for (height, width), else one per feature or channel, the last axis."""
+    """How many means an input of this shape has: 1 for (height, width), else one per value of the last axis."""
     return 1 if len(shape) == 2 else shape[-1]
 
 

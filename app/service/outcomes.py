@@ -1,7 +1,7 @@
 """Outcomes: how a cycle ends that does not publish, and what is cleaned up behind workers.
 
-Knows: release, supersession, failure with backoff, the pause of a model, reclaim of silent workers' cycles, the orphan sweep. Must never know: what a
-cycle computes, torch, HTTP.
+Knows: release, supersession, failure with backoff, the pause of a model, reclaim of silent workers' cycles, the
+orphan sweep. Must never know: what a cycle computes, torch, HTTP.
 
 Law: a cycle is tried a bounded number of times, then its model is paused with the reason; other models go on.
 """
@@ -23,7 +23,8 @@ _LONGEST_RETRY = 3600.0
 def reclaim(store: Store, settings: Settings, actor: Actor) -> list[Cycle]:
     """Put cycles whose worker fell silent back into the queue; they go on from their snapshot.
 
-    One whose workers die again and again without leaving a new snapshot is a cycle that kills workers: it fails, and its model is paused.
+    One whose workers die again and again without leaving a new snapshot is a cycle that kills workers: it fails, and
+    its model is paused.
     """
     with store.transaction(actor) as tx:
         cycles = tx.ledger.reclaim_stalled()
@@ -56,6 +57,7 @@ def sweep(store: Store, settings: Settings, actor: Actor) -> int:
 
 
 def release(store: Store, actor: Actor, claim: Claim) -> None:
+    """Put a cycle whose worker was asked to stop back into the queue, with its snapshot."""
     with store.transaction(actor) as tx:
         tx.ledger.lock_model(claim.model.name)
         tx.ledger.release_cycle(claim)
@@ -79,6 +81,13 @@ def supersede(store: Store, actor: Actor, claim: Claim, reason: str) -> None:
 
 
 def fail(store: Store, settings: Settings, actor: Actor, claim: Claim, reason: str, *, final: bool) -> None:
+    """Queue a failed cycle again after a wait that doubles; or, when it cannot or should not be tried again, pause
+    its model.
+
+    Args:
+        reason: what failed, in words.
+        final: trying again would fail alike.
+    """
     failures = claim.cycle.failures + 1
     given_up = final or failures >= settings.max_failures
     wait = min(settings.retry_seconds * 2 ** (failures - 1), _LONGEST_RETRY)

@@ -4,7 +4,8 @@ Knows: what a rollback and a promotion mean. Must never know: HTTP, torch.
 
 Laws:
     * A move of an alias compares the revision that its caller saw.
-    * A rollback aims at an ancestor of the champion whose bytes are whole. Every ancestor was champion once: cycles start from it.
+    * A rollback aims at an ancestor of the champion whose bytes are whole. Every ancestor was champion once: cycles
+    start from it.
     * Nothing is deleted: the versions that were left stay, and their megabatches become eligible for the next cycle.
 """
 
@@ -148,8 +149,9 @@ def roll_back(
 ) -> RolledBack:
     """Move the champion back to an ancestor; weights, mask, stage, replay and normalisation come with it.
 
-    Open cycles are superseded; if there were any, one new cycle is enqueued for all that the restored version has not seen. Otherwise the
-    champion stays as restored until the next megabatch, or a request, starts a cycle: a rollback must not undo itself.
+    Open cycles are superseded; if there were any, one new cycle is enqueued for all that the restored version has not
+    seen. Otherwise the champion stays as restored until the next megabatch, or a request, starts a cycle: a rollback
+    must not undo itself.
 
     Args:
         to: number or alias; None takes the nearest ancestor that holds no quarantined megabatch.
@@ -165,7 +167,8 @@ def roll_back(
     with store.transaction(actor) as tx:
         model = tx.ledger.lock_model(name)
         previous = _champion(tx, name)
-        tx.ledger.expect_revision(model, CHAMPION, revision)  # a lost race is a lost race, whatever the target is by now
+        # Compared first: a lost race is a lost race, whatever the target is by now.
+        tx.ledger.expect_revision(model, CHAMPION, revision)
         quarantined = tx.buffer.quarantine(model, quarantine)
         target = _target(store, tx, model, previous, to)
         for digest in (target.checkpoint, target.state):
@@ -226,7 +229,8 @@ def promote(
 def _required(revision: int | None) -> int:
     if revision is None:
         raise PreconditionMissing(
-            "a move of the champion must say which state of it was seen: send If-Match with the ETag of GET .../aliases/champion"
+            "a move of the champion must say which state of it was seen: send If-Match with the ETag of GET "
+            ".../aliases/champion"
         )
     return revision
 
@@ -308,7 +312,9 @@ def _view(tx: Transaction, name: str, ref: str) -> VersionView:
 
 
 def _dense_file(store: Store, version: Version) -> tuple[Path, Digest]:
-    """The dense form, made once from verified sparse bytes; its name holds its own digest, so that it is never hashed again."""
+    """The dense form, made once from verified sparse bytes; its name holds its own digest, so that it is never
+    hashed again.
+    """
     folder = store.blobs.root / "dense"
     key = version.checkpoint.removeprefix("sha256:")
     for path in folder.glob(f"{key}-*.safetensors"):

@@ -1,10 +1,10 @@
 """State: what a version hands on to the cycle that starts from it, as one immutable blob.
 
-Knows: which megabatches a lineage has seen, and which of them are in its replay buffer. Weights, masks and normalisation stand
-in the checkpoint itself. Must never know: torch, HTTP.
+Knows: which megabatches a lineage has seen, and which of them are in its replay buffer. Weights, masks and
+normalisation stand in the checkpoint itself. Must never know: torch, HTTP.
 
-Law: a megabatch is eligible for a cycle while it is accepted and its parent's lineage has not seen it; so what a withheld, failed,
-superseded or rolled-back cycle trained on becomes eligible again by itself.
+Law: a megabatch is eligible for a cycle while it is accepted and its parent's lineage has not seen it; so what a
+withheld, failed, superseded or rolled-back cycle trained on becomes eligible again by itself.
 """
 
 from __future__ import annotations

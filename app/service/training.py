@@ -1,13 +1,14 @@
-"""Training: one cycle from claim to publication. The only service module that imports torch; only the worker imports it.
+"""Training: one cycle from claim to publication. Only the worker imports it, since it imports torch.
 
-Knows: how a claimed cycle's pinned inputs are gathered, when snapshots are kept, and what becomes of the result. Must never know: HTTP, when
-cycles are due, or how the method works (``app.learning``).
+Knows: how a claimed cycle's pinned inputs are gathered, when snapshots are kept, and what becomes of the result. Must
+never know: HTTP, when cycles are due, or how the method works (``app.learning``).
 
 Laws:
     * No transaction is open while the device works: claim (short), learn (long), publish (short).
     * Publication compares fencing token and generation, so a stale worker publishes nothing.
     * A cycle that was killed goes on from its last snapshot and ends with the same bits.
-    * A cycle that fails is tried again a bounded number of times, then its model is paused with the reason; others go on.
+    * A cycle that fails is tried again a bounded number of times, then its model is paused with the reason; others go
+    on.
 """
 
 from __future__ import annotations
@@ -41,7 +42,16 @@ from app.domain import (
     VersionStatus,
 )
 from app.errors import BadInput, InvalidRecipe, LearningFailed, LeaseLost
-from app.learning.cycle import CycleInput, CycleResult, Examples, NormalisationState, Parent, initial_version, run_cycle, snapshot_fits
+from app.learning.cycle import (
+    CycleInput,
+    CycleResult,
+    Examples,
+    NormalisationState,
+    Parent,
+    initial_version,
+    run_cycle,
+    snapshot_fits,
+)
 from app.learning.recipe import Custom, Recipe
 from app.service.lease import Running, Stopped, Watch, retrying
 from app.service.models import describe_input
@@ -197,8 +207,8 @@ def _architecture(settings: Settings, recipe: Recipe) -> Callable[..., torch.nn.
         found: Callable[..., torch.nn.Module] = getattr(importlib.import_module(module), factory)
     except (ImportError, AttributeError, ValueError) as error:
         raise InvalidRecipe(
-            f"this worker cannot load architecture {recipe.network.architecture!r} from {place or 'nowhere'!r} ({error}): "
-            "set ESPALIER_ARCHITECTURES alike on the server and its workers"
+            f"this worker cannot load architecture {recipe.network.architecture!r} from {place or 'nowhere'!r} "
+            f"({error}): set ESPALIER_ARCHITECTURES alike on the server and its workers"
         ) from error
     return found
 
@@ -213,7 +223,9 @@ def _learn(store: Store, work: _Work, watch: Watch, device: torch.device) -> Cyc
 
 
 def _snapshot(store: Store, watch: Watch, device: torch.device) -> bytes | None:
-    """The snapshot to go on from; one that was taken under another torch, device kind or thread count is left, and the log says so."""
+    """The snapshot to go on from; one that was taken under another torch, device kind or thread count is left, and
+    the log says so.
+    """
     if watch.snapshot is None:
         return None
     saved = store.blobs.read(watch.snapshot)

@@ -49,7 +49,12 @@ class House:
 
     def create(self, name: str = "gas", recipe: dict[str, Any] | None = None, **spec: Any) -> None:
         models.create_model(
-            self.store, name=name, recipe=recipe or RECIPE, input=InputSpec(**spec), architectures=self.settings.architectures, actor=ACTOR
+            self.store,
+            name=name,
+            recipe=recipe or RECIPE,
+            input=InputSpec(**spec),
+            architectures=self.settings.architectures,
+            actor=ACTOR,
         )
 
     def upload(self, name: str = "gas", seed: int = 1, **arrays: Any) -> ingest.Accepted:
@@ -97,4 +102,3 @@ def second_house(house: House, tmp_path: Path) -> Iterator[House]:
     store = Store(url, Blobs(tmp_path / "second" / "blobs"))
     yield House(store, house.settings)
     store.dispose()
-

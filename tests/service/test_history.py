@@ -34,7 +34,9 @@ def test_pruning_entries_state_planned_and_counted_density(house: House) -> None
     with house.store.reading() as tx:
         entries = [e.document["parameters"] for e in tx.audit.entries("gas", None, 100, "mask.pruned").items]
     versions = [release.get_version(house.store, "gas", str(number)).version for number in (1, 2)]
-    assert [(e["kept"], e["total"], e["mask_digest_after"]) for e in entries] == [(v.kept, v.total, v.mask_digest) for v in versions]
+    assert [(e["kept"], e["total"], e["mask_digest_after"]) for e in entries] == [
+        (v.kept, v.total, v.mask_digest) for v in versions
+    ]
     assert entries[1]["mask_digest_before"] == entries[0]["mask_digest_after"]
 
 

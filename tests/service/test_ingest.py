@@ -63,7 +63,9 @@ def test_quarantined_content_is_refused(house: House) -> None:
         (lambda x, y: (x, y + 1), "label-out-of-range"),
     ],
 )
-def test_later_megabatches_must_follow_the_spec(house: House, change: Callable[..., tuple[np.ndarray, np.ndarray]], reason: str) -> None:
+def test_later_megabatches_must_follow_the_spec(
+    house: House, change: Callable[..., tuple[np.ndarray, np.ndarray]], reason: str
+) -> None:
     house.create()
     house.upload(seed=1)
     before = house.kinds()

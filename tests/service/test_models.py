@@ -21,10 +21,14 @@ def test_create_describes_and_audits(house: House) -> None:
 
 def test_same_again_returns_the_first_and_other_content_is_refused(house: House) -> None:
     house.create("gas")
-    again, created = models.create_model(house.store, name="gas", recipe=RECIPE, input=InputSpec(), architectures=(), actor=ACTOR)
+    again, created = models.create_model(
+        house.store, name="gas", recipe=RECIPE, input=InputSpec(), architectures=(), actor=ACTOR
+    )
     assert (again.name, created) == ("gas", False)
     with pytest.raises(ModelExists, match="another name"):
-        models.create_model(house.store, name="gas", recipe={"seed": 1}, input=InputSpec(), architectures=(), actor=ACTOR)
+        models.create_model(
+            house.store, name="gas", recipe={"seed": 1}, input=InputSpec(), architectures=(), actor=ACTOR
+        )
     assert house.kinds() == ["model.created"]
 
 
@@ -91,7 +95,9 @@ def network_weights(hidden: int = 16) -> dict[str, np.ndarray]:
     """Weights under the names that the network itself uses."""
     network = build(Mlp(hidden=(hidden,)), (8,), 3)
     random = np.random.default_rng(0)
-    return {name: random.normal(size=tuple(value.shape)).astype(np.float32) for name, value in network.state_dict().items()}
+    return {
+        name: random.normal(size=tuple(value.shape)).astype(np.float32) for name, value in network.state_dict().items()
+    }
 
 
 SPEC = {"shape": (8,), "dtype": "float32", "classes": ("a", "b", "c")}

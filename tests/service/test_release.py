@@ -3,17 +3,34 @@ import pytest
 from safetensors.numpy import load
 
 from app.domain import CycleState, CycleTrigger, MegabatchStatus, Progress
-from app.errors import AliasMoved, Conflict, CorruptBlob, NotAnAncestor, PreconditionMissing, UnknownAlias, UnknownMegabatch, UnknownVersion
+from app.errors import (
+    AliasMoved,
+    Conflict,
+    CorruptBlob,
+    NotAnAncestor,
+    PreconditionMissing,
+    UnknownAlias,
+    UnknownMegabatch,
+    UnknownVersion,
+)
 from app.service import cycles, history, ingest, release
 from app.service.lease import Running
 from espalier.formats import checkpoint
 from tests.service.conftest import ACTOR, House
 
 
-def roll_back(house: House, to: str | None = None, quarantine: tuple[int, ...] = (), revision: int | None = -1) -> release.RolledBack:
+def roll_back(
+    house: House, to: str | None = None, quarantine: tuple[int, ...] = (), revision: int | None = -1
+) -> release.RolledBack:
     expected = house.revision() if revision == -1 else revision
     return release.roll_back(
-        house.store, "gas", to=to, reason="line 3 recalibrated", quarantine=quarantine, expected_revision=expected, actor=ACTOR
+        house.store,
+        "gas",
+        to=to,
+        reason="line 3 recalibrated",
+        quarantine=quarantine,
+        expected_revision=expected,
+        actor=ACTOR,
     )
 
 
@@ -110,7 +127,9 @@ def test_a_failed_rollback_changes_nothing(house: House) -> None:
 def test_promote_moves_to_any_version_and_back(house: House) -> None:
     house.create()
     house.grow(3)
-    done = release.promote(house.store, "gas", 1, reason="smaller is not needed", expected_revision=house.revision(), actor=ACTOR)
+    done = release.promote(
+        house.store, "gas", 1, reason="smaller is not needed", expected_revision=house.revision(), actor=ACTOR
+    )
     assert (done.previous, house.champion().number) == (3, 1)
     with pytest.raises(Conflict, match="already"):
         release.promote(house.store, "gas", 1, reason="again", expected_revision=house.revision(), actor=ACTOR)

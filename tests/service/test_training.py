@@ -63,7 +63,9 @@ def test_megabatches_are_trained_in_order_each_once_and_density_follows_the_sche
     assert [(c.number, c.through, c.version) if c else None for c in ended] == [(1, 1, 1), (2, 2, 2), (3, 3, 3), None]
     versions = [release.get_version(house.store, "gas", str(n)).version for n in (1, 2, 3)]
     planned = [0.8**delta for delta in np.linspace(1, 4.5, 4)[:3]]
-    assert [v.kept for v in versions] == [int(np.floor(d * v.total + 0.5)) for d, v in zip(planned, versions, strict=True)]
+    assert [v.kept for v in versions] == [
+        int(np.floor(d * v.total + 0.5)) for d, v in zip(planned, versions, strict=True)
+    ]
     assert [v.stage for v in versions] == [1, 2, 3]
     one, two, three = (weights(house, str(n)).masks for n in (1, 2, 3))
     for name in one:
@@ -137,7 +139,9 @@ def test_a_worker_that_lost_its_lease_publishes_nothing(house: House) -> None:
                 self.stalled = True
                 expire_leases(house)
                 outcomes.reclaim(house.store, house.settings, ACTOR)
-                other = training.run_next_cycle(house.store, house.settings, running=Running("other"), device=torch.device("cpu"))
+                other = training.run_next_cycle(
+                    house.store, house.settings, running=Running("other"), device=torch.device("cpu")
+                )
                 assert other is not None
                 assert other.state is CycleState.PUBLISHED
 
@@ -167,7 +171,9 @@ def test_a_failing_cycle_is_retried_then_its_model_is_paused_and_others_go_on(ho
     summary = models.describe_model(house.store, "gas")
     assert summary.model.state is ModelState.PAUSED
     assert "no such layer" in str(summary.model.paused_reason)
-    house.settings = house.settings.model_copy(update={"architectures": {"mine": "tests.service.test_training:working"}})
+    house.settings = house.settings.model_copy(
+        update={"architectures": {"mine": "tests.service.test_training:working"}}
+    )
     models.resume_model(house.store, "gas", reason="factory mended", actor=ACTOR)
     ended = house.cycle()
     assert ended is not None
@@ -194,7 +200,15 @@ def test_a_cycle_that_kills_its_workers_is_given_up(house: House) -> None:
 
 def test_a_withheld_version_is_kept_and_its_megabatch_stays_eligible(house: House) -> None:
     floor = [{"name": "density-floor", "layer": 0.79}]
-    house.create("gas", {**RECIPE, "guardrails": floor, "criterion": {"name": "random"}, "schedule": {"name": "one-shot", "target": 0.78}})
+    house.create(
+        "gas",
+        {
+            **RECIPE,
+            "guardrails": floor,
+            "criterion": {"name": "random"},
+            "schedule": {"name": "one-shot", "target": 0.78},
+        },
+    )
     house.upload()
     ended = house.cycle()
     assert ended is not None
