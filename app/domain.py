@@ -294,7 +294,8 @@ class VersionDraft:
 
     Attributes:
         target_density: what the schedule asked for; ``kept / total`` is what was counted.
-        checkpoint, checkpoint_bytes: the sparse checkpoint; ``dense_bytes`` is what the same tensors take dense.
+        checkpoint, checkpoint_bytes: the sparse checkpoint.
+        dense, dense_bytes: the same tensors as dense safetensors, which are made from it when asked for.
         mask_digest: of all masks together (``espalier.formats.checkpoint.mask_digest``).
         state: digest of the blob with replay assignments and normalisation state, from which a child cycle starts.
         megabatches: how many megabatches are in its replay buffer.
@@ -313,6 +314,7 @@ class VersionDraft:
     verdict: Verdict
     checkpoint: Digest
     checkpoint_bytes: int
+    dense: Digest
     dense_bytes: int
     mask_digest: Digest
     state: Digest
@@ -341,6 +343,7 @@ class Version:
     verdict: Verdict
     checkpoint: Digest
     checkpoint_bytes: int
+    dense: Digest
     dense_bytes: int
     mask_digest: Digest
     state: Digest

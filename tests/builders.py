@@ -102,6 +102,7 @@ def version_draft(store: Store, content: str, *, passed: bool = True, stage: int
         verdict=Verdict(passed, () if passed else ("accuracy fell by 0.1",)),
         checkpoint=store.blobs.put(f"checkpoint {content}".encode()),
         checkpoint_bytes=40,
+        dense=digest_of(f"dense {content}"),
         dense_bytes=400,
         mask_digest=digest_of(f"mask {content}"),
         state=store.blobs.put(f"state {content}".encode()),

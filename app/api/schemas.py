@@ -923,7 +923,9 @@ class Alive(BaseModel):
 class WorkerHealth(BaseModel):
     """What is known of workers."""
 
-    last_heartbeat: Time | None = Field(description="When any worker last renewed a claim; null if none ever did.")
+    last_heartbeat: Time | None = Field(
+        description="When any worker was last seen alive; null if none was within a day."
+    )
     queued_cycles: int = Field(description="Cycles that wait for a worker, over all models.")
     running_cycles: int = Field(description="Cycles that run, over all models.")
 

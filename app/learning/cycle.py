@@ -181,9 +181,6 @@ def initial_version(given: CycleInput, *, device: torch.device) -> CycleResult:
     )  # fmt: skip
 
 
-# -- what follows from the input alone ---------------------------------------------------------------------------------
-
-
 # -- what is known so far ----------------------------------------------------------------------------------------------
 
 

@@ -22,8 +22,8 @@ from app.store.database import Store, Transaction
 HEAVY_TAIL = 1000.0
 """Flat floating-point inputs beyond this are taken for raw sensor values, and get a signed logarithm first."""
 
-MOST_INFERRED = 100_000
-"""Classes that are inferred at most: a larger label is a mistake, or a number to exhaust memory with."""
+FEW_CLASSES = 1000
+"""Beyond this many classes, a largest label of ten times the labels that occur is taken for a mistake."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +88,11 @@ def completed(spec: InputSpec, decoded: DecodedFiles, recipe: Recipe) -> InputSp
         InvalidMegabatch: "wrong-shape", "wrong-dtype" or "label-out-of-range", with the remedy.
     """
     largest = max(label for label, _ in decoded.labels)
-    if spec.classes is None and largest >= MOST_INFERRED:
+    if spec.classes is None and largest >= max(FEW_CLASSES, 10 * len(decoded.labels)):
         raise InvalidMegabatch(
             "label-out-of-range",
-            f"label {largest} would mean {largest + 1} classes: number the classes from 0, or declare "
-            f"input.classes when the model is created",
+            f"label {largest} would mean {largest + 1} classes, but only {len(decoded.labels)} labels occur: "
+            "number the classes from 0, or declare input.classes when the model is created",
         )
     full = InputSpec(
         shape=spec.shape or decoded.shape,

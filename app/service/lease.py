@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from app.config import Settings
 from app.domain import Actor, Claim, Digest, Phase, Progress
-from app.errors import LeaseLost, StoreBusy
+from app.errors import LeaseLost, StoreBusy, Unavailable
 from app.store.database import Store
 
 log = logging.getLogger(__name__)
@@ -76,20 +76,26 @@ class Running:
             raise Stopped
 
     def renew(self, store: Store, settings: Settings) -> None:
-        """Extend the lease and show progress, when either is due. Called often, from another thread."""
+        """Show that the worker is alive; extend its lease and show progress. Called often, from another thread."""
         with self._lock:
             claim, progress = self._claim, self._progress
-            if claim is None or (progress == self._written and time.monotonic() < self._due):
+            due = time.monotonic() >= self._due
+            if not due and (claim is None or progress == self._written):
                 return
             try:
                 with store.transaction(self.actor) as tx:
-                    tx.ledger.renew(claim, progress, settings.lease_seconds)
+                    if due:
+                        tx.ledger.beat(self.worker)
+                    if claim is not None:
+                        tx.ledger.renew(claim, progress, settings.lease_seconds)
             except LeaseLost as lost:
-                log.warning("cycle %d of %s: %s", claim.cycle.number, claim.model.name, lost)
+                log.warning("the lease is lost: %s", lost)
                 self._claim = None
                 self._lost.set()
                 return
-            self._written, self._due = progress, time.monotonic() + settings.heartbeat_seconds
+            self._written = progress
+            if due:
+                self._due = time.monotonic() + settings.heartbeat_seconds
 
 
 @dataclass(slots=True)
@@ -116,10 +122,10 @@ class Watch:
         try:
             self.running.at(progress)
         except Stopped:
-            self._save(snapshot)
+            self._try_save(snapshot)
             raise
         if time.monotonic() - self._saved >= self.settings.snapshot_seconds:
-            self._save(snapshot)
+            self._try_save(snapshot)
 
     def finish(self) -> dict[Phase, float]:
         """Seconds by phase."""
@@ -137,19 +143,26 @@ class Watch:
             self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + now - self._last
         self._phase, self._last = phase, now
 
+    def _try_save(self, snapshot: Callable[[], bytes]) -> None:
+        """A cycle does not fail for want of a snapshot: should it be killed, it goes on from an earlier one."""
+        try:
+            self._save(snapshot)
+        except Unavailable as trouble:
+            log.warning("cycle %d of %s: no snapshot: %s", self.claim.cycle.number, self.claim.model.name, trouble)
+        self._saved = time.monotonic()
+
     def _save(self, snapshot: Callable[[], bytes]) -> None:
         """Blob first, then the lease's pointer, then the blob that it pointed to before goes."""
-        before, self.snapshot = self.snapshot, self.store.blobs.put(snapshot())
-        saved = self.snapshot
+        before, saved = self.snapshot, self.store.blobs.put(snapshot())
 
         def attach() -> None:
             with self.store.transaction(self.running.actor) as tx:
                 tx.ledger.attach_snapshot(self.claim, saved)
 
         retrying(attach)
+        self.snapshot = saved
         if before is not None and before != saved:
             self.store.blobs.discard(before)
-        self._saved = time.monotonic()
 
 
 def retrying(action: Callable[[], T]) -> T:

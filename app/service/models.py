@@ -140,13 +140,13 @@ def pause_model(store: Store, name: str, *, reason: str, actor: Actor) -> Model:
 
 
 def resume_model(store: Store, name: str, *, reason: str, actor: Actor) -> Model:
-    """Start cycles again; what waits and has no cycle gets one."""
+    """Start cycles again. A cycle that failed for good gets another one in its place; nothing else is hurried."""
     with store.transaction(actor) as tx:
         model = tx.ledger.lock_model(name)
         if model.state is ModelState.ACTIVE:
             return model
         model = tx.ledger.set_state(model, ModelState.ACTIVE, None)
-        cycle = None if tx.ledger.open_cycles(model) else _catch_up(store, tx, model)
+        cycle = _catch_up(store, tx, model)
         tx.audit.append(
             "model.resumed", model=name, reason=reason, parameters={"cycle": cycle.number if cycle else None}
         )
@@ -290,10 +290,33 @@ def _same_or_refuse(tx: Transaction, model: Model, recipe: Recipe, spec: InputSp
 
 
 def _catch_up(store: Store, tx: Transaction, model: Model) -> Cycle | None:
+    """The cycle that takes the place of one that failed for good, if that was the last one."""
     recipe = Recipe.resolve(tx.ledger.recipe(model.name).document)
     if recipe.initial_weights is not None and champion_of(tx, model.name) is None:
-        return tx.ledger.enqueue_cycle(model, CycleTrigger.INITIAL_WEIGHTS, 0)
-    return enqueue_rest(store, tx, model, CycleTrigger.MANUAL)
+        return _from_initial_weights(store, tx, model)
+    newest = tx.ledger.cycles(model.name, None, 1).items
+    if not newest or newest[0].state is not CycleState.FAILED:
+        return None
+    return enqueue_rest(store, tx, model, newest[0].trigger, through=newest[0].through)
+
+
+def _from_initial_weights(store: Store, tx: Transaction, model: Model) -> Cycle:
+    """Version 0 comes first, whatever was queued meanwhile; then one cycle for all that waits."""
+    open_cycles = tx.ledger.open_cycles(model)
+    if open_cycles and open_cycles[0].trigger is CycleTrigger.INITIAL_WEIGHTS:
+        return open_cycles[0]
+    tx.ledger.supersede_cycles(model, "version 0 comes first")
+    first = tx.ledger.enqueue_cycle(model, CycleTrigger.INITIAL_WEIGHTS, 0)
+    for cycle in open_cycles:
+        tx.audit.append(
+            "cycle.superseded",
+            model=model.name,
+            reason="version 0 comes first",
+            parameters={"cycle": cycle.number, "replaced_by": first.number},
+        )
+    if open_cycles:
+        enqueue_rest(store, tx, model, open_cycles[-1].trigger)
+    return first
 
 
 def _summary(tx: Transaction, model: Model) -> ModelSummary:

@@ -11,7 +11,6 @@ Laws:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,11 +31,10 @@ from app.domain import (
     Page,
     Version,
 )
-from app.errors import Conflict, NotAnAncestor, PreconditionMissing, UnknownAlias, UnknownVersion
+from app.errors import Conflict, CorruptBlob, NotAnAncestor, PreconditionMissing, UnknownAlias, UnknownVersion
 from app.service.state import enqueue_rest, state_of
 from app.store.database import Store, Transaction
 from espalier.formats import checkpoint
-from espalier.formats.canonical import sha256_digest
 
 Form = Literal["sparse", "dense"]
 
@@ -131,10 +129,9 @@ def open_checkpoint(store: Store, name: str, ref: str, form: Form) -> OpenCheckp
     version = view.version
     if form == "sparse":
         return OpenCheckpoint(
-            store.blobs.path(version.checkpoint), version.checkpoint, version.checkpoint_bytes, version, view.alias
+            store.blobs.verified(version.checkpoint), version.checkpoint, version.checkpoint_bytes, version, view.alias
         )
-    path, digest = _dense_file(store, version)
-    return OpenCheckpoint(path, digest, path.stat().st_size, version, view.alias)
+    return OpenCheckpoint(_dense_file(store, version), version.dense, version.dense_bytes, version, view.alias)
 
 
 def roll_back(
@@ -172,9 +169,11 @@ def roll_back(
         quarantined = tx.buffer.quarantine(model, quarantine)
         target = _target(store, tx, model, previous, to)
         for digest in (target.checkpoint, target.state):
-            store.blobs.verify(digest)
+            store.blobs.verified(digest)
         alias = tx.ledger.move_alias(model, CHAMPION, target.number, expected_revision=revision, reason=reason)
-        superseded, queued = _replace_open_cycles(store, tx, model, f"rolled back to version {target.number}")
+        superseded, queued = _replace_open_cycles(
+            store, tx, model, CycleTrigger.ROLLBACK, f"rolled back to version {target.number}"
+        )
         _audit_quarantine(tx, quarantined, reason)
         tx.audit.append("alias.moved", model=name, reason=reason, parameters=_move(alias, previous.number))
         tx.audit.append(
@@ -213,9 +212,9 @@ def promote(
         if previous is not None and previous.version == number:
             raise Conflict(f"version {number} of {name!r} is the champion already")
         for digest in (version.checkpoint, version.state):
-            store.blobs.verify(digest)
+            store.blobs.verified(digest)
         alias = tx.ledger.move_alias(model, CHAMPION, number, expected_revision=revision, reason=reason)
-        _replace_open_cycles(store, tx, model, f"version {number} was promoted")
+        _replace_open_cycles(store, tx, model, CycleTrigger.MANUAL, f"version {number} was promoted")
         before = previous.version if previous else None
         if not version.verdict.passed:
             overridden = {"version": number, "reasons": list(version.verdict.reasons)}
@@ -275,10 +274,10 @@ def _holds_quarantined(store: Store, tx: Transaction, model: Model, version: Ver
 
 
 def _replace_open_cycles(
-    store: Store, tx: Transaction, model: Model, reason: str
+    store: Store, tx: Transaction, model: Model, trigger: CycleTrigger, reason: str
 ) -> tuple[tuple[Cycle, ...], Cycle | None]:
     superseded = tuple(tx.ledger.supersede_cycles(model, reason))
-    queued = enqueue_rest(store, tx, model, CycleTrigger.ROLLBACK) if superseded else None
+    queued = enqueue_rest(store, tx, model, trigger) if superseded else None
     for cycle in superseded:
         tx.audit.append(
             "cycle.superseded",
@@ -311,19 +310,10 @@ def _view(tx: Transaction, name: str, ref: str) -> VersionView:
     return VersionView(version, alias)
 
 
-def _dense_file(store: Store, version: Version) -> tuple[Path, Digest]:
-    """The dense form, made once from verified sparse bytes; its name holds its own digest, so that it is never
-    hashed again.
-    """
-    folder = store.blobs.root / "dense"
-    key = version.checkpoint.removeprefix("sha256:")
-    for path in folder.glob(f"{key}-*.safetensors"):
-        return path, "sha256:" + path.stem.removeprefix(f"{key}-")
-    data = checkpoint.encode_dense(checkpoint.decode(store.blobs.read(version.checkpoint)))
-    digest = sha256_digest(data)
-    path = folder / f"{key}-{digest.removeprefix('sha256:')}.safetensors"
-    folder.mkdir(parents=True, exist_ok=True)
-    with store.blobs.workspace() as work:
-        (work / "dense").write_bytes(data)
-        os.replace(work / "dense", path)
-    return path, digest
+def _dense_file(store: Store, version: Version) -> Path:
+    """The dense form. No row names its blob: it is swept when nobody asks for it, and made anew when somebody does."""
+    if not store.blobs.touch(version.dense):
+        made = store.blobs.put(checkpoint.encode_dense(checkpoint.decode(store.blobs.read(version.checkpoint))))
+        if made != version.dense:
+            raise CorruptBlob(f"version {version.number} of {version.model!r} does not decode to what was published")
+    return store.blobs.verified(version.dense)

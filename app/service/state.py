@@ -58,9 +58,12 @@ def champion_of(tx: Transaction, name: str) -> Version | None:
         return None
 
 
-def enqueue_rest(store: Store, tx: Transaction, model: Model, trigger: CycleTrigger) -> Cycle | None:
-    """Enqueue one cycle for all that the champion has not seen, if there is any."""
-    waiting = tx.buffer.eligible(model, seen=state_of(store.blobs, champion_of(tx, model.name)).seen)
+def enqueue_rest(
+    store: Store, tx: Transaction, model: Model, trigger: CycleTrigger, *, through: int | None = None
+) -> Cycle | None:
+    """Enqueue one cycle for all that the champion has not seen, up to ``through``, if there is any."""
+    seen = state_of(store.blobs, champion_of(tx, model.name)).seen
+    waiting = tx.buffer.eligible(model, seen=seen, through=through)
     if not waiting:
         return None
     return tx.ledger.enqueue_cycle(model, trigger, waiting[-1].number)

@@ -18,6 +18,7 @@ import logging
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,16 @@ from app.domain import (
     VersionDraft,
     VersionStatus,
 )
-from app.errors import BadInput, InvalidRecipe, LearningFailed, LeaseLost
+from app.errors import (
+    BadInput,
+    CorruptBlob,
+    InvalidRecipe,
+    InvalidWeights,
+    LearningFailed,
+    LeaseLost,
+    MissingBlob,
+    NothingToTrain,
+)
 from app.learning.cycle import (
     CycleInput,
     CycleResult,
@@ -59,6 +69,7 @@ from app.service.outcomes import fail, release, supersede
 from app.service.state import State, keep_state, state_of
 from app.store.database import Store
 from espalier.formats import checkpoint
+from espalier.formats.canonical import sha256_digest
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +88,9 @@ def run_next_cycle(store: Store, settings: Settings, *, running: Running, device
         retrying(_attempt(store, settings, running, claim, device))
     except LeaseLost as lost:
         supersede(store, running.actor, claim, str(lost))
+    except Exception as error:
+        log.exception("cycle %d of %s could not be ended as it should", claim.cycle.number, claim.model.name)
+        retrying(partial(fail, store, settings, running.actor, claim, _told(error), final=False))
     finally:
         running.end()
     with store.reading() as tx:
@@ -99,10 +113,16 @@ def _attempt(
         return lambda: release(store, running.actor, claim)
     except LeaseLost:
         raise
+    except NothingToTrain as wait:
+        return partial(supersede, store, running.actor, claim, f"its megabatches wait for more examples: {wait}")
     except Exception as error:
         log.exception("cycle %d of %s failed", claim.cycle.number, claim.model.name)
-        reason, final = f"{type(error).__name__}: {error}", isinstance(error, (BadInput, LearningFailed))
-        return lambda: fail(store, settings, running.actor, claim, reason, final=final)
+        final = isinstance(error, (BadInput, LearningFailed))
+        return partial(fail, store, settings, running.actor, claim, _told(error), final=final)
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 # -- claim -------------------------------------------------------------------------------------------------------------
@@ -151,6 +171,8 @@ def _gather(store: Store, settings: Settings, claim: Claim) -> _Work | None:
     first = claim.cycle.trigger is CycleTrigger.INITIAL_WEIGHTS
     if not eligible and not first:
         return None
+    if recipe.initial_weights is not None and claim.parent is None and not first:
+        raise InvalidWeights("version 0 is not there to start from: resume the model, which makes it anew")
     used = sorted([*replayed, *eligible], key=lambda megabatch: megabatch.number)
     given = CycleInput(
         recipe=recipe,
@@ -181,7 +203,7 @@ def _statistics(saved: checkpoint.Checkpoint) -> NormalisationState | None:
 
 def _examples(store: Store, megabatch: Megabatch) -> Examples:
     x, y, ids = (
-        np.load(store.blobs.path(d), mmap_mode="r", allow_pickle=False)
+        np.load(store.blobs.verified(d), mmap_mode="r", allow_pickle=False)
         for d in (megabatch.x, megabatch.y, megabatch.ids)
     )
     return Examples(megabatch.number, x, np.asarray(y), np.asarray(ids))
@@ -228,8 +250,11 @@ def _snapshot(store: Store, watch: Watch, device: torch.device) -> bytes | None:
     """
     if watch.snapshot is None:
         return None
-    saved = store.blobs.read(watch.snapshot)
-    why = snapshot_fits(saved, device)
+    try:
+        saved = store.blobs.read(watch.snapshot)
+        why = snapshot_fits(saved, device)
+    except (MissingBlob, CorruptBlob) as gone:
+        why = str(gone)
     if why is None:
         return saved
     cycle = watch.claim.cycle
@@ -249,6 +274,7 @@ def _draft(
     scaling = result.normalisation
     normalisation = {"mean": scaling.mean, "std": scaling.std} if scaling else None
     data = checkpoint.encode(dict(result.arrays), dict(result.masks), manifest, normalisation)
+    dense = checkpoint.encode_dense(checkpoint.decode(data))
     digest = store.blobs.put(data)
     state = keep_state(store.blobs, work.before.advanced(work.new, result.assignments))
     timed = {f"{phase.value}_seconds": value for phase, value in seconds.items()}
@@ -264,7 +290,8 @@ def _draft(
         verdict=result.verdict,
         checkpoint=digest,
         checkpoint_bytes=len(data),
-        dense_bytes=len(checkpoint.encode_dense(checkpoint.decode(data))),
+        dense=sha256_digest(dense),
+        dense_bytes=len(dense),
         mask_digest=checkpoint.mask_digest(dict(result.masks)),
         state=state,
         megabatches=len(result.assignments),

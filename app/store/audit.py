@@ -13,7 +13,7 @@ Laws:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -168,10 +168,28 @@ class Audit:
         Raises:
             Fault: naming the first entry that does not hold, or what is wrong with the head.
         """
-        head = self._stored_head()
         frontier = Frontier()
-        for row in self._rows():
+        while (grown := self.checked(frontier, _VERIFY_ROWS)).size > frontier.size:
+            frontier = grown
+        return self.agreed(frontier)
+
+    def checked(self, frontier: Frontier, limit: int) -> Frontier:
+        """A frontier, grown by the entries that follow it, ``limit`` at most; each is checked.
+
+        Raises:
+            Fault: naming the first entry that does not hold.
+        """
+        for row in self._rows(frontier.size, limit):
             frontier = frontier.append(_checked_leaf(row, frontier.size + 1))
+        return frontier
+
+    def agreed(self, frontier: Frontier) -> LogHead:
+        """The stored head, once it is that of a frontier over every entry.
+
+        Raises:
+            Fault: it says something else.
+        """
+        head = self._stored_head()
         if frontier.size != head.size:
             raise Fault(f"the audit log has {frontier.size} entries, but its head says {head.size}")
         if frontier.root().hex() != head.root:
@@ -188,22 +206,16 @@ class Audit:
         except (sa.exc.DBAPIError, ValueError) as error:
             raise Fault(f"the audit log's head cannot be read ({error.__cause__ or error})") from error
 
-    def _rows(self) -> Iterator[sa.Row[Any]]:
-        """Every entry as it is stored, in order. One that the database cannot even read is named."""
-        after, size = -1, _VERIFY_ROWS
-        wanted = sa.select(*_STORED).order_by(audit_entries.c.seq)
-        while True:
-            try:
-                rows = self._connection.execute(wanted.where(audit_entries.c.seq > after).limit(size)).all()
-            except (sa.exc.DBAPIError, ValueError) as error:
-                if size == 1:
-                    raise Fault(f"an audit entry after {after} cannot be read ({error.__cause__ or error})") from error
-                size = 1
-                continue
-            if not rows:
-                return
-            yield from rows
-            after = rows[-1].seq
+    def _rows(self, after: int, limit: int) -> Sequence[sa.Row[Any]]:
+        """Entries as they are stored, in order. One that the database cannot even read is named."""
+        # From the beginning, whatever lies before entry 1 comes too, so that it is found.
+        wanted = sa.select(*_STORED).order_by(audit_entries.c.seq).where(audit_entries.c.seq > (after or -1))
+        try:
+            return self._connection.execute(wanted.limit(limit)).all()
+        except (sa.exc.DBAPIError, ValueError) as error:
+            if limit == 1:
+                raise Fault(f"an audit entry after {after} cannot be read ({error.__cause__ or error})") from error
+            return self._rows(after, 1)
 
 
 def _spelled(time: datetime) -> str:

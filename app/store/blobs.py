@@ -40,6 +40,9 @@ from app.errors import CorruptBlob, MissingBlob, StorageFull, UploadTooLarge
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _CHUNK = 1024 * 1024
+_CHECKED = 100_000
+"""Blobs that a process remembers having verified; then it starts anew."""
+
 _SWEEP_BATCH = 500
 
 
@@ -60,6 +63,7 @@ class Blobs:
         self._names = root / "sha256"
         self._staging = root / "staging"
         self._lock = root / "staging.lock"
+        self._checked: dict[Digest, tuple[int, int, int]] = {}
         with _disk():
             self._staging.mkdir(parents=True, exist_ok=True)
             self._names.mkdir(exist_ok=True)
@@ -180,6 +184,22 @@ class Blobs:
         """
         with self._open(digest) as file:
             _check(digest, hashlib.file_digest(file, "sha256").hexdigest())
+
+    def verified(self, digest: Digest) -> Path:
+        """The file of a blob whose bytes were checked by this process, once for each state of the file.
+
+        Raises:
+            MissingBlob, CorruptBlob: there is none, or its bytes changed.
+        """
+        path = self.path(digest)
+        found = path.stat()
+        state = (found.st_ino, found.st_size, found.st_mtime_ns)
+        if self._checked.get(digest) != state:
+            self.verify(digest)
+            if len(self._checked) >= _CHECKED:
+                self._checked.clear()
+            self._checked[digest] = state
+        return path
 
     def _open(self, digest: Digest) -> BufferedReader:
         try:

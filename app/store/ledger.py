@@ -38,9 +38,10 @@ from app.domain import (
 from app.errors import LeaseLost, UnknownCycle
 from app.store.releases import Releases
 from app.store.rows import cycle_of, model_of, progress_document, version_values
-from app.store.tables import LARGEST, QUEUED, RUNNING, cycles, leases, megabatches, models, recipes, versions
+from app.store.tables import LARGEST, QUEUED, RUNNING, cycles, leases, megabatches, models, recipes, versions, workers
 
 _CHUNK = 500
+_FORGOTTEN = timedelta(days=1)
 _OPEN = cycles.c.state.in_([state.value for state in OPEN_CYCLES])
 
 _NAMING = (
@@ -283,13 +284,20 @@ class Ledger(Releases):
 
     # -- across models -------------------------------------------------------------------------------------------------
 
+    def beat(self, worker: str) -> None:
+        """Note that a worker is alive, busy or not; workers that fell silent a day ago are forgotten."""
+        here = workers.c.name == worker
+        if self._connection.execute(sa.update(workers).where(here).values(heartbeat_at=self._now)).rowcount == 0:
+            self._connection.execute(sa.delete(workers).where(workers.c.heartbeat_at < self._now - _FORGOTTEN))
+            self._connection.execute(sa.insert(workers).values(name=worker, heartbeat_at=self._now))
+
     def activity(self) -> tuple[int, int, datetime | None]:
-        """How many cycles wait, how many run, and the newest heartbeat of those that run."""
+        """How many cycles wait, how many run, and the newest heartbeat of any worker."""
         queued, running = (
             self._connection.execute(sa.select(sa.func.count()).select_from(cycles).where(state)).scalar_one()
             for state in (QUEUED, RUNNING)
         )
-        newest = sa.select(sa.func.max(leases.c.heartbeat_at))
+        newest = sa.select(sa.func.max(workers.c.heartbeat_at))
         return queued, running, self._connection.execute(newest).scalar_one()
 
     def references(self, digests: Iterable[Digest]) -> set[Digest]:

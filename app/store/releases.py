@@ -150,9 +150,8 @@ class Releases(Registry):
         *,
         expected_revision: int | None,
         reason: str,
-        bump: bool = True,
     ) -> Alias:
-        """Point an alias at a version, and write the move down.
+        """Point an alias at a version, write the move down, and invalidate cycles that run.
 
         Args:
             model: whose alias it is.
@@ -161,7 +160,6 @@ class Releases(Registry):
             expected_revision: the alias's revision that the caller saw, 0 for an alias that did not exist; None does
                 not compare.
             reason: why, in words.
-            bump: invalidate cycles that run.
 
         Raises:
             InvalidName, UnknownVersion: nothing was changed.
@@ -177,8 +175,7 @@ class Releases(Registry):
             raise UnknownVersion(f"model {model.name!r} has no version {version}")
         moved = Alias(model.name, alias, version, before.revision + 1 if before else 1, self._now)
         self._write_move(model, moved, before, reason)
-        if bump:
-            self.bump_generation(model)
+        self.bump_generation(model)
         return moved
 
     def expect_revision(self, model: Model, alias: str, revision: int) -> None:

@@ -186,6 +186,7 @@ versions = sa.Table(
     sa.Column("verdict", _json(), nullable=False),
     sa.Column("checkpoint", _DIGEST, nullable=False, index=True),
     sa.Column("checkpoint_bytes", sa.BigInteger, nullable=False),
+    sa.Column("dense", _DIGEST, nullable=False),
     sa.Column("dense_bytes", sa.BigInteger, nullable=False),
     sa.Column("mask_digest", _DIGEST, nullable=False),
     sa.Column("state", _DIGEST, nullable=False, index=True),
@@ -233,6 +234,13 @@ ticks = sa.Table(
     sa.Column("taken_at", UtcDateTime, nullable=False),
 )
 
+workers = sa.Table(
+    "workers",
+    metadata,
+    sa.Column("name", sa.String(255), primary_key=True),
+    sa.Column("heartbeat_at", UtcDateTime, nullable=False),
+)
+
 audit_entries = sa.Table(
     "audit_entries",
     metadata,
@@ -261,7 +269,7 @@ log_head = sa.Table(
 LOG = frozenset({audit_entries.name, log_head.name})
 """Written by ``tx.audit`` alone; entries are never changed or deleted."""
 
-EXEMPT = frozenset({leases.name, ticks.name})
+EXEMPT = frozenset({leases.name, ticks.name, workers.name})
 """Heartbeats and clock ticks: changed all the time, and no fact about a model."""
 
 AUDITED = frozenset(metadata.tables) - LOG - EXEMPT

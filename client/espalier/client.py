@@ -621,7 +621,8 @@ def _ended(cycle: Cycle) -> Cycle:
     if cycle.state == "failed":
         raise _told(
             cycle,
-            f"its megabatches stay eligible: mend what it names, then `espalier cycle start {cycle.model}`",
+            f"its megabatches stay eligible, and the model is paused: mend what it names, then "
+            f"`espalier model resume {cycle.model} --reason ...`",
         )
     if cycle.state == "superseded":
         raise _told(

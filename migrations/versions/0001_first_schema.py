@@ -95,7 +95,9 @@ def _begin_log() -> None:
 
 
 def downgrade() -> None:
-    tables = "aliases alias_moves versions leases ticks recipes megabatches cycles models log_head audit_entries"
+    tables = (
+        "aliases alias_moves versions leases ticks workers recipes megabatches cycles models log_head audit_entries"
+    )
     for table in tables.split():
         op.drop_table(table)  # its triggers go with it
     if op.get_context().dialect.name == "postgresql":
@@ -227,6 +229,12 @@ def _create_tables() -> None:
         sa.PrimaryKeyConstraint("model_id", "due_at", name=op.f("pk_ticks")),
     )
     op.create_table(
+        "workers",
+        sa.Column("name", sa.String(length=255), nullable=False),
+        sa.Column("heartbeat_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_workers")),
+    )
+    op.create_table(
         "leases",
         sa.Column("cycle_id", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("token", sa.Integer(), nullable=False),
@@ -262,6 +270,7 @@ def _create_tables() -> None:
         sa.Column("verdict", sa.JSON(none_as_null=True), nullable=False),
         sa.Column("checkpoint", sa.String(length=71), nullable=False),
         sa.Column("checkpoint_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("dense", sa.String(length=71), nullable=False),
         sa.Column("dense_bytes", sa.BigInteger(), nullable=False),
         sa.Column("mask_digest", sa.String(length=71), nullable=False),
         sa.Column("state", sa.String(length=71), nullable=False),

@@ -24,6 +24,7 @@ from app.service.state import State, keep_state
 from app.store.database import Store
 from app.store.migrate import migrate
 from espalier.formats import checkpoint, megabatch
+from espalier.formats.canonical import sha256_digest
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Starlette would rather have httpx2; the client package speaks httpx
@@ -88,6 +89,7 @@ class House:
         mask = np.abs(weight) > 0.5
         arrays, masks = {"0.weight": np.where(mask, weight, np.float32(0))}, {"0.weight": mask}
         data = checkpoint.encode(arrays, masks, {"model": name, "version": claim.next_version})
+        dense = checkpoint.encode_dense(checkpoint.decode(data))
         parent = claim.parent
         draft = VersionDraft(
             status=VersionStatus.PUBLISHED if passed else VersionStatus.WITHHELD,
@@ -101,7 +103,8 @@ class House:
             verdict=Verdict(passed, () if passed else ("accuracy fell",)),
             checkpoint=store.blobs.put(data),
             checkpoint_bytes=len(data),
-            dense_bytes=200,
+            dense=sha256_digest(dense),
+            dense_bytes=len(dense),
             mask_digest=checkpoint.mask_digest(masks),
             state=keep_state(store.blobs, State(frozenset(range(1, claim.cycle.through + 1)))),
             megabatches=claim.cycle.through,
@@ -111,9 +114,7 @@ class House:
             model = tx.ledger.lock_model(name)
             version = tx.ledger.publish_version(claim, draft)
             if passed:
-                tx.ledger.move_alias(
-                    model, "champion", version.number, expected_revision=None, reason="passed", bump=False
-                )
+                tx.ledger.move_alias(model, "champion", version.number, expected_revision=None, reason="passed")
             parameters = {"cycle": claim.cycle.number, "version": version.number}
             tx.audit.append("version.published", model=name, parameters=parameters)
         return version

@@ -130,11 +130,6 @@ def test_one_log_line_a_request_names_it(house: House, caplog: pytest.LogCapture
     assert re.fullmatch(r"GET /v1/models/nowhere%0Aelse 422 \d+\.\d ms abc", line)
 
 
-def test_an_open_service_says_so(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, "app.api"), TestClient(create_app(settings)):
-        assert "ESPALIER_API_KEY" in caplog.text
-
-
 def test_the_page_lists_models_and_loads_nothing_from_elsewhere(house: House) -> None:
     assert "none yet" in house.http.get("/").text
     house.create()

@@ -91,6 +91,9 @@ def test_a_huge_label_does_not_become_that_many_classes(house: House) -> None:
     x, y = blob_of_examples(1)
     with pytest.raises(InvalidMegabatch, match="number the classes from 0"):
         house.upload(x=x, y=y + 2**30)
+    y[0] = 70_000
+    with pytest.raises(InvalidMegabatch, match=r"input\.classes"):
+        house.upload(x=x, y=y)
 
 
 def test_flat_examples_for_an_image_network_are_refused(house: House) -> None:

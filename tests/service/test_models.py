@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save
 
 from app.domain import InputSpec, ModelState, Normalisation
 from app.errors import InvalidInputSpec, InvalidName, InvalidRecipe, InvalidWeights, ModelExists
 from app.learning.architectures import build
 from app.learning.recipe import Mlp
-from app.service import cycles, models
+from app.service import cycles, models, release
 from tests.service.conftest import ACTOR, RECIPE, House
 
 
@@ -85,6 +86,27 @@ def test_pause_and_resume_are_audited_once_and_waiting_data_gets_a_cycle(house: 
     assert house.kinds().count("model.paused") == 1
 
 
+@pytest.mark.parametrize("trigger", [{"name": "manual"}, {"name": "megabatches", "every": 5}])
+def test_resuming_hurries_nothing(house: House, trigger: dict[str, object]) -> None:
+    house.create("gas", {**RECIPE, "trigger": trigger})
+    house.upload()
+    models.pause_model(house.store, "gas", reason="stop", actor=ACTOR)
+    models.resume_model(house.store, "gas", reason="go", actor=ACTOR)
+    assert house.cycle() is None
+
+
+def test_resuming_does_not_undo_a_rollback(house: House) -> None:
+    house.create()
+    house.grow(2)
+    release.roll_back(
+        house.store, "gas", to="1", reason="bad data", quarantine=(), expected_revision=house.revision(), actor=ACTOR
+    )
+    models.pause_model(house.store, "gas", reason="stop", actor=ACTOR)
+    models.resume_model(house.store, "gas", reason="go", actor=ACTOR)
+    assert house.cycle() is None
+    assert house.champion().number == 1
+
+
 def keep(house: House, data: bytes) -> models.InitialWeights:
     with house.store.blobs.receiver(2**20) as receiver:
         receiver.write(data)
@@ -125,6 +147,32 @@ def test_initial_weights_that_do_not_fit_pause_the_model_with_the_reason(house: 
     summary = models.describe_model(house.store, "gas")
     assert summary.model.state is ModelState.PAUSED
     assert "shape" in str(summary.model.paused_reason)
+
+
+def test_version_0_comes_first_even_when_data_came_while_it_could_not_be_made(house: House) -> None:
+    kept = keep(house, save(sequential_weights()))
+    mine = {"name": "custom", "architecture": "mine"}
+    house.settings = house.settings.model_copy(update={"architectures": {"mine": "nowhere:factory"}})
+    house.create("gas", {**RECIPE, "network": mine, "initial_weights": kept.digest}, **SPEC)
+    ended = house.cycle()
+    assert ended is not None
+    assert ended.state == "failed"
+    house.upload()
+    house.settings = house.settings.model_copy(
+        update={"architectures": {"mine": "tests.service.test_models:sequential"}}
+    )
+    models.resume_model(house.store, "gas", reason="module installed", actor=ACTOR)
+    assert [cycle.version for cycle in iter(house.cycle, None) if cycle] == [0, 1]
+    assert house.champion().parent == 0
+
+
+def sequential(input_shape: tuple[int, ...], classes: int) -> torch.nn.Module:
+    """A user's factory."""
+    return torch.nn.Sequential(torch.nn.Linear(input_shape[0], 12), torch.nn.ReLU(), torch.nn.Linear(12, classes))
+
+
+def sequential_weights() -> dict[str, np.ndarray]:
+    return {name: value.numpy() for name, value in sequential((8,), 3).state_dict().items()}
 
 
 def test_initial_weights_must_be_here_and_be_safetensors(house: House) -> None:

@@ -158,6 +158,19 @@ def test_checkpoints_are_served_sparse_and_dense(house: House) -> None:
     assert sum(int(mask.sum()) for mask in saved.masks.values()) == sparse.version.kept
 
 
+@pytest.mark.parametrize("form", ["sparse", "dense"])
+def test_changed_bytes_are_never_served(house: House, form: release.Form) -> None:
+    house.create()
+    house.grow(1)
+    path = release.open_checkpoint(house.store, "gas", "1", form).path
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
+    with pytest.raises(CorruptBlob):
+        release.open_checkpoint(house.store, "gas", "1", form)
+
+
 def test_a_version_that_a_running_cycle_made_after_a_rollback_is_not_published(house: House) -> None:
     """The cycle began before the rollback; it ends superseded and the restored champion stays."""
     house.create()

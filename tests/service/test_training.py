@@ -8,7 +8,8 @@ from app.domain import CycleState, ModelState, Progress
 from app.service import cycles, history, ingest, models, outcomes, release, training
 from app.service.lease import Running
 from espalier.formats import checkpoint
-from tests.service.conftest import ACTOR, RECIPE, House
+from espalier.formats.megabatch import example_ids, is_validation
+from tests.service.conftest import ACTOR, RECIPE, House, blob_of_examples
 
 
 class Killed(BaseException):
@@ -196,6 +197,63 @@ def test_a_cycle_that_kills_its_workers_is_given_up(house: House) -> None:
         outcomes.reclaim(house.store, house.settings, ACTOR)
     assert cycles.get_cycle(house.store, "gas", 1).state is CycleState.FAILED
     assert models.describe_model(house.store, "gas").model.state is ModelState.PAUSED
+
+
+def test_a_megabatch_too_small_to_split_waits_for_more(house: House) -> None:
+    house.create()
+    x, y = blob_of_examples(1)
+    is_held_out = is_validation(example_ids(x), 0.1)
+    house.create("declared", classes=("a", "b", "c"))
+    house.upload("declared", x=x[is_held_out], y=y[is_held_out])
+    ended = house.cycle()
+    assert ended is not None
+    assert ended.state is CycleState.SUPERSEDED
+    assert "more examples" in str(ended.reason)
+    house.upload("declared", seed=2)
+    again = house.cycle()
+    assert again is not None
+    assert again.state is CycleState.PUBLISHED
+    assert release.get_version(house.store, "declared", "champion").version.megabatches == 2
+
+
+def test_rotten_examples_are_never_trained_on(house: House) -> None:
+    house.create()
+    accepted = house.upload()
+    path = house.store.blobs.path(accepted.megabatch.x)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
+    states = [ended.state for ended in iter(house.cycle, None) if ended]
+    assert states[-1] is CycleState.FAILED
+    assert models.describe_model(house.store, "gas").champion is None
+
+
+def test_a_lost_snapshot_only_costs_time(house: House) -> None:
+    house.settings = house.settings.model_copy(update={"snapshot_seconds": 0.0})
+    house.create()
+    house.upload()
+    house.running = DiesAt("doomed", 8)
+    with pytest.raises(Killed):
+        house.cycle()
+    expire_leases(house)
+    outcomes.reclaim(house.store, house.settings, ACTOR)
+    with house.store.reading() as tx:
+        named = tx.ledger.references(
+            [f"sha256:{p.parent.name}{p.name}" for p in house.store.blobs.root.glob("sha256/??/*")]
+        )
+    arrays = {
+        accepted
+        for m in ingest.list_megabatches(house.store, "gas", after=None, limit=9)[0].items
+        for accepted in (m.x, m.y, m.ids)
+    }
+    (snapshot,) = named - arrays
+    house.store.blobs.discard(snapshot)
+    house.running = Running("second")
+    ended = house.cycle()
+    assert ended is not None
+    assert ended.state is CycleState.PUBLISHED
+    assert "cycle.restarted" in house.kinds()
 
 
 def test_a_withheld_version_is_kept_and_its_megabatch_stays_eligible(house: House) -> None:

@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from app.domain import (
     CHAMPION,
@@ -35,6 +36,7 @@ from app.errors import (
 )
 from app.store.blobs import Blobs
 from app.store.database import Store
+from app.store.tables import workers
 from tests.builders import (
     ACTOR,
     Clock,
@@ -264,10 +266,24 @@ def test_renewal_extends_the_lease_and_shows_progress(store, clock):
         tx.ledger.renew(claimed, None, 60)
     with store.reading() as tx:
         assert tx.ledger.cycle("gas", 1).progress == progress
-        assert tx.ledger.activity() == (0, 1, clock.now)
+        assert tx.ledger.activity() == (0, 1, None)
     clock.advance(59)
     with store.transaction(ACTOR) as tx:
         assert tx.ledger.reclaim_stalled() == []
+
+
+def test_workers_are_seen_alive_busy_or_not_and_forgotten_a_day_later(store, clock):
+    for worker in ("one", "two", "one"):
+        clock.advance(5)
+        with store.transaction(ACTOR) as tx:
+            tx.ledger.beat(worker)
+    with store.reading() as tx:
+        assert tx.ledger.activity() == (0, 0, clock.now)
+    clock.advance(90_000)
+    with store.transaction(ACTOR) as tx:
+        tx.ledger.beat("three")
+        alive = tx.ledger._connection.execute(sa.select(workers.c.name)).scalars().all()
+    assert alive == ["three"]
 
 
 def test_release_keeps_the_snapshot_for_the_next_worker(store):
@@ -404,17 +420,6 @@ def test_a_change_of_generation_supersedes_what_runs(store):
     assert (cycle.state, cycle.version) == (CycleState.SUPERSEDED, None)
     with store.reading() as tx:
         assert [v.number for v in tx.ledger.versions("gas", None, 9).items] == [1]
-
-
-def test_a_move_without_bump_leaves_cycles_alone(store):
-    model = make_model(store)
-    make_version(store, model)
-    make_cycle(store, model)
-    claimed = claim(store)
-    with store.transaction(ACTOR) as tx:
-        tx.ledger.move_alias(model, "canary", 1, expected_revision=None, reason="try", bump=False)
-        tx.audit.append("alias.moved", model="gas")
-    assert publish(store, claimed).number == 2
 
 
 def test_superseding_ends_all_that_is_open(store, clock):
