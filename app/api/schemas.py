@@ -268,7 +268,7 @@ class Problem(BaseModel):
             "type": "urn:espalier:problem:unknown-model",
             "title": "No such model",
             "status": 404,
-            "detail": "no model is named 'gas-sensor'",
+            "detail": "no model is named 'gas-sensor': list the models to see their names",
             "errors": [],
             "request_id": "b7d8a0f2",
         }

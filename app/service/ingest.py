@@ -103,7 +103,8 @@ def completed(spec: InputSpec, decoded: DecodedFiles, recipe: Recipe) -> InputSp
     if decoded.shape != full.shape:
         raise InvalidMegabatch(
             "wrong-shape",
-            f"examples have shape {decoded.shape}, but the model takes {full.shape}: reshape x to (n, *{full.shape})",
+            f"examples have shape {decoded.shape}, but the model takes {full.shape}: "
+            f"send x as (n, {', '.join(map(str, full.shape))})",
         )
     if decoded.dtype != full.dtype:
         raise InvalidMegabatch(

@@ -260,6 +260,8 @@ def _target(store: Store, tx: Transaction, model: Model, champion: Version, to: 
             )
         return found
     wanted = tx.ledger.version(model.name, to)
+    if wanted.number == champion.number:
+        raise NotAnAncestor(f"version {wanted.number} is the champion already: roll back to one of {numbers}")
     if wanted.number not in {version.number for version in ancestors}:
         raise NotAnAncestor(
             f"version {wanted.number} is no ancestor of champion {champion.number}: roll back to one of {numbers}, "

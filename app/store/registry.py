@@ -143,7 +143,7 @@ class Registry:
             wanted = sa.select(models).where(models.c.name == name)
             row = self._connection.execute(wanted.with_for_update() if lock else wanted).one_or_none()
         if row is None:
-            raise UnknownModel(f"no model is named {name!r}")
+            raise UnknownModel(f"no model is named {name!r}: list the models to see their names")
         return model_of(row)
 
     def _locked(self, model: Model) -> Model:

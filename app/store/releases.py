@@ -46,7 +46,7 @@ class Releases(Registry):
         else:
             version = self._named(model, ref)
         if version is None:
-            raise UnknownVersion(f"model {name!r} has no version {ref}")
+            raise UnknownVersion(f"model {name!r} has no version {ref}: list its versions to see those there are")
         return version
 
     def versions(self, name: str, after: int | None, limit: int) -> Page[Version]:
