@@ -51,8 +51,10 @@ class Settings(BaseSettings):
     )
     architectures: dict[str, str] = Field(
         default_factory=dict,
-        description="Your own networks, as JSON: name to `module:factory`. A recipe names them as "
-        '`{"name": "custom", "architecture": "<name>"}`.',
+        description="Your own networks, as JSON: name to `module:factory`, where "
+        "`factory(input_shape, classes, **options)` returns a `torch.nn.Module`. Workers import the module: "
+        "install it there, or name its folder in `PYTHONPATH`. "
+        'A recipe names them as `{"name": "custom", "architecture": "<name>"}`.',
     )
     device: str = Field(
         "auto", description="Where cycles run: `auto` (a GPU when there is one), `cpu`, `cuda`, `cuda:1`."

@@ -20,8 +20,6 @@ from espalier.client import Client
 from espalier.commands.models import assign, describe, flat, read_recipe
 from tests.espalier.conftest import RECIPE, Service, examples
 
-pytestmark = pytest.mark.xdist_group("service")
-
 
 @dataclass
 class Done:

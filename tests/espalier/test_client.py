@@ -27,8 +27,6 @@ from espalier.formats.megabatch import encode
 from espalier.records import Cycle, Reference, Version
 from tests.espalier.conftest import RECIPE, Faulty, Service, answering, examples, refused, serving, tampered
 
-pytestmark = pytest.mark.xdist_group("service")
-
 
 @pytest.fixture
 def through(service: Service) -> Iterator[Any]:

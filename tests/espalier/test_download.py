@@ -17,8 +17,6 @@ from espalier.records import Version
 from espalier.transport import Transport
 from tests.espalier.conftest import RECIPE, Faulty, Service, answering, cut, examples, refused, tampered
 
-pytestmark = pytest.mark.xdist_group("service")
-
 DATA = bytes(range(256)) * 40
 DIGEST = sha256_digest(DATA)
 

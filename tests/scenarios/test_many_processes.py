@@ -18,6 +18,7 @@ MODELS = ("gas", "letters", "digits")
 EACH = 4
 
 
+@pytest.mark.slow
 def test_each_megabatch_is_trained_once(on_each_database: Deployment) -> None:
     deployment = on_each_database
     services = [deployment.serve("--no-worker", "--workers", "2"), deployment.serve("--no-worker")]

@@ -92,6 +92,7 @@ def test_a_stopped_worker_hands_its_cycle_back(deployment: Deployment, unkilled:
     assert started == [False, True]
 
 
+@pytest.mark.slow
 def test_a_worker_that_was_frozen_past_its_lease_publishes_nothing(deployment: Deployment) -> None:
     client, cycle = begin(deployment)
     frozen = deployment.work().ready()
