@@ -94,17 +94,18 @@ def completed(spec: InputSpec, decoded: DecodedFiles, recipe: Recipe) -> InputSp
             f"label {largest} would mean {largest + 1} classes, but only {len(decoded.labels)} labels occur: "
             "number the classes from 0, or declare input.classes when the model is created",
         )
+    shape = spec.shape or decoded.shape
     full = InputSpec(
-        shape=spec.shape or decoded.shape,
+        shape=shape,
         dtype=spec.dtype or decoded.dtype,
         classes=spec.classes or _classes(decoded),
         normalisation=spec.normalisation or _normalisation(decoded),
     )
-    if decoded.shape != full.shape:
+    if decoded.shape != shape:
         raise InvalidMegabatch(
             "wrong-shape",
-            f"examples have shape {decoded.shape}, but the model takes {full.shape}: "
-            f"send x as (n, {', '.join(map(str, full.shape))})",
+            f"examples have shape {decoded.shape}, but the model takes {shape}: "
+            f"send x as (n, {', '.join(map(str, shape))})",
         )
     if decoded.dtype != full.dtype:
         raise InvalidMegabatch(
