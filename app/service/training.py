@@ -85,14 +85,16 @@ def run_next_cycle(store: Store, settings: Settings, *, running: Running, device
         return None
     running.begin(claim)
     try:
-        retrying(_attempt(store, settings, running, claim, device))
+        ending = _attempt(store, settings, running, claim, device)
+    finally:
+        running.end()  # before the ending, which gives the lease up: a renewal must not take that for a loss
+    try:
+        retrying(ending)
     except LeaseLost as lost:
         supersede(store, running.actor, claim, str(lost))
     except Exception as error:
         log.exception("cycle %d of %s could not be ended as it should", claim.cycle.number, claim.model.name)
         retrying(partial(fail, store, settings, running.actor, claim, _told(error), final=False))
-    finally:
-        running.end()
     with store.reading() as tx:
         return tx.ledger.cycle(claim.model.name, claim.cycle.number)
 
@@ -105,14 +107,14 @@ def _attempt(
     try:
         work = _gather(store, settings, claim)
         if work is None:
-            return lambda: supersede(store, running.actor, claim, "nothing is left to train on")
+            return partial(supersede, store, running.actor, claim, "nothing is left to train on")
         result = _learn(store, work, watch, device)
         draft = _draft(store, claim, work, result, watch.finish(), device)
-        return lambda: _publish(store, watch, claim, work, result, draft)
+        return partial(_publish, store, watch, claim, work, result, draft)
     except Stopped:
-        return lambda: release(store, running.actor, claim)
-    except LeaseLost:
-        raise
+        return partial(release, store, running.actor, claim)
+    except LeaseLost as lost:
+        return partial(supersede, store, running.actor, claim, str(lost))
     except NothingToTrain as wait:
         return partial(supersede, store, running.actor, claim, f"its megabatches wait for more examples: {wait}")
     except Exception as error:
