@@ -250,21 +250,21 @@ def _alias_or_none(tx: Transaction, name: str) -> Alias | None:
 
 def _target(store: Store, tx: Transaction, model: Model, champion: Version, to: str | None) -> Version:
     ancestors = tx.ledger.ancestry(model.name, champion.number)[1:]
-    numbers = ", ".join(str(version.number) for version in ancestors) or "none"
+    numbers = ", ".join(str(version.number) for version in ancestors)
+    choices = f"roll back to one of {numbers}" if ancestors else "it has no ancestor to roll back to"
     if to is None:
-        clean = (v for v in ancestors if not _holds_quarantined(store, tx, model, v))
-        found = next(clean, None)
-        if found is None:
+        clean = (version for version in ancestors if not _holds_quarantined(store, tx, model, version))
+        if (found := next(clean, None)) is None:
             raise NotAnAncestor(
-                f"champion {champion.number} has no ancestor without quarantined megabatches (ancestors: {numbers})"
+                f"no ancestor of champion {champion.number} is free of quarantined megabatches: {choices}"
             )
         return found
     wanted = tx.ledger.version(model.name, to)
     if wanted.number == champion.number:
-        raise NotAnAncestor(f"version {wanted.number} is the champion already: roll back to one of {numbers}")
+        raise NotAnAncestor(f"version {wanted.number} is the champion already: {choices}")
     if wanted.number not in {version.number for version in ancestors}:
         raise NotAnAncestor(
-            f"version {wanted.number} is no ancestor of champion {champion.number}: roll back to one of {numbers}, "
+            f"version {wanted.number} is no ancestor of champion {champion.number}: {choices}, "
             f"or promote version {wanted.number} instead"
         )
     return wanted
