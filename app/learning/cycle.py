@@ -238,9 +238,10 @@ class _Run:
             plan.recipe.criterion, self.network, self.prunable, self._minibatches(sample), plan.seed("scores")
         )
         source = plan.given.parent.arrays if plan.given.parent else plan.given.initial
-        for name in self.prunable if source else ():
-            if not np.array_equal(self.prunable[name].detach().cpu().numpy(), np.asarray(source[name])):  # type: ignore[index]
-                raise InvariantBroken(f"the scored weights of {name} are not the trained ones")
+        if source is not None:
+            for name, weight in self.prunable.items():
+                if not np.array_equal(weight.detach().cpu().numpy(), np.asarray(source[name])):
+                    raise InvariantBroken(f"the scored weights of {name} are not the trained ones")
         return scores
 
     def prune(self, selection: Selection, sample: Tensor) -> None:
