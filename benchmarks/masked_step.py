@@ -79,7 +79,7 @@ def steps(
                 prune.custom_from_mask(built.get_submodule(name.removesuffix(".weight")), "weight", mask[name])
             prunable, mask = {}, Mask({})
         fit = Fit(built, prunable, mask, given, None, options, lambda purpose: seed_for(0, 1, 0, purpose))
-        made[kind] = lambda fit=fit: fit._learn(x, y)  # type: ignore[misc]
+        made[kind] = lambda fit=fit: fit._learn(x, y)  # type: ignore[misc]  # a lambda's default has no type
     return made
 
 

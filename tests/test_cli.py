@@ -51,6 +51,23 @@ def test_serve_refuses_other_machines_without_a_key(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        (None, "open to everyone on this machine; set ESPALIER_API_KEY"),
+        ("s3cret-key", "with the key in ESPALIER_API_KEY"),
+    ],
+)
+def test_serve_says_who_may_come_in(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str | None, said: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        cli._announce(Settings(data_dir=tmp_path, api_key=key), listener, "SQLite", worker=True)
+    announced = capsys.readouterr().out
+    assert said in announced
+    assert "s3cret-key" not in announced
+
+
 def test_serve_refuses_a_database_that_is_not_migrated(tmp_path: Path) -> None:
     os.environ["ESPALIER_DATABASE_URL"] = f"sqlite:///{tmp_path / 'own.db'}"
     done = run("serve", "--data-dir", tmp_path, "--port", 0)

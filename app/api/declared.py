@@ -82,6 +82,7 @@ class Application(FastAPI):
         document["security"] = [{"key": []}, {}]
         for schema in (Problem, Recipe):
             mode = "serialization" if schema is Problem else "validation"
+            # mode is one of the two literals that pydantic takes; mypy widens it to str.
             described = schema.model_json_schema(ref_template=_COMPONENTS + "{model}", mode=mode)  # type: ignore[arg-type]
             components["schemas"].update(described.pop("$defs", {}))
             components["schemas"][schema.__name__] = described

@@ -288,7 +288,7 @@ class Fit:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._options.precision == "bfloat16"):
             logits = self._network(x)
         loss = functional.cross_entropy(logits.float(), y, label_smoothing=self._options.label_smoothing)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         if self._masked:
             found = [(weight.grad, mask) for weight, mask in self._masked if weight.grad is not None]
             torch._foreach_mul_([gradient for gradient, _ in found], [mask for _, mask in found])
