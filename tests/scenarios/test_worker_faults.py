@@ -11,11 +11,12 @@ from espalier import Client
 from espalier.records import Cycle
 from tests.scenarios.deployment import Deployment, clusters, until
 
-# A few seconds of training, so that a kill hits the middle of it.
+# Seconds of training even on a fast and idle machine, since progress is seen four times a second, so that a kill hits
+# the middle of it.
 RECIPE = {
     "seed": 3,
     "network": {"name": "mlp", "hidden": [256, 256]},
-    "training": {"epochs": 12, "minibatch": 16, "learning_rate": 0.02},
+    "training": {"epochs": 48, "minibatch": 16, "learning_rate": 0.02},
 }
 pytestmark = pytest.mark.timeout(300)
 EVENTS = {"mask.pruned", "network.trained", "cycle.judged", "version.published", "version.withheld", "alias.moved"}
