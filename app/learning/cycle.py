@@ -15,28 +15,40 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from app.domain import Layer, Phase, Progress, Verdict
+from app.domain import Event, Layer, Phase, Progress, Trip, Verdict
 from app.errors import InvalidWeights, InvariantBroken, TrainingDiverged
-from app.learning import criteria, guardrails
+from app.learning import guardrails
 from app.learning import snapshot as snapshots
 from app.learning.architectures import prunable_parameters
-from app.learning.mask import Mask, Selection, top_k
+from app.learning.evaluation import evaluate
+from app.learning.flops import flops_of
+from app.learning.history import LONGEST, Ancestor, History
+from app.learning.mask import Mask
+from app.learning.metrics import Arrival, Measured, figures
+from app.learning.metrics import report as report_of
 from app.learning.normalisation import NormalisationState, fixed_state
+from app.learning.optimizers import minibatch_bounds
 from app.learning.plan import CycleInput, Parent, Plan, is_finite, starting_network
+from app.learning.recipe import Taylor
 from app.learning.rows import Examples
-from app.learning.schedules import kept_at
+from app.learning.running import RunningScores
+from app.learning.schedules import kept_at, pruning_steps
+from app.learning.scoring import Ranking, Sample, rank, rank_running
+from app.learning.scoring import figures as agreement_report
 from app.learning.snapshot import snapshot_fits
-from app.learning.training import Evaluation, Fit, evaluate, minibatch_bounds
+from app.learning.training import Fit
 
 __all__ = [
+    "Arrival",
     "CycleInput",
     "CycleResult",
     "Event",
@@ -44,29 +56,13 @@ __all__ = [
     "NormalisationState",
     "Observer",
     "Parent",
-    "Tested",
+    "events_of",
     "initial_version",
     "run_cycle",
     "snapshot_fits",
 ]
 
 # -- what goes in and what comes out -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Event:
-    """One thing that happened, as plain JSON values; it becomes an audit entry."""
-
-    kind: str
-    parameters: dict[str, Any]
-
-
-class Tested(NamedTuple):
-    """The champion on a megabatch before it trained on it."""
-
-    accuracy: float
-    loss: float
-    examples: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +78,11 @@ class CycleResult:
         metrics: by name; those without data are absent.
         prequential: by number of the megabatch.
         events: in order.
-        assignments: numbers of the megabatches in the replay buffer after this cycle.
+        trained: numbers of the megabatches that it trained on.
+        replay: rows of megabatches in the replay buffer after this cycle, by number: (n,) bool.
+        history: what the lineage remembers, this version included.
+        report: figures that are no single number: per class, per megabatch, per layer; plain JSON values.
+        trips: guardrails that tripped.
     """
 
     arrays: dict[str, npt.NDArray[Any]]
@@ -96,9 +96,13 @@ class CycleResult:
     total: int
     metrics: dict[str, float]
     verdict: Verdict
-    prequential: dict[int, Tested]
+    prequential: dict[int, Arrival]
     events: tuple[Event, ...]
-    assignments: tuple[int, ...]
+    trained: tuple[int, ...]
+    replay: dict[int, npt.NDArray[np.bool_]]
+    history: History
+    report: dict[str, Any]
+    trips: tuple[Trip, ...] = ()
 
 
 class Observer(Protocol):
@@ -128,40 +132,49 @@ def run_cycle(
         LearningFailed: when training diverges or the network does not fit its input.
         InvalidWeights: when the parent or the initial weights do not fit the network.
         InvariantBroken: when a law above is broken, or the snapshot belongs to another cycle.
+
+    Whatever it raises carries the events so far: ``events_of``.
     """
-    plan = Plan(given, device)
-    run = _Run(plan, observe, snapshot)
+    plan, events = Plan(given, device), list[Event]()
+    with _carried(events):
+        run = _Run(plan, observe, snapshot, events)
 
-    if run.at(Phase.ARRIVAL) and given.parent:  # what production saw: before anything is learned
-        for number in sorted(given.untested - run.tested.keys()):
-            answers = evaluate(run.network, plan.megabatch(number), run.pulse)
-            run.tested[number] = Tested(answers.accuracy, answers.loss, len(answers))
+        if run.at(Phase.ARRIVAL) and given.parent:  # what production saw: before anything is learned
+            champion = plan.champion(run.network)
+            for number in sorted(given.untested - run.tested.keys()):
+                run.tested[number] = Arrival.of(evaluate(champion, plan.megabatch(number), run.pulse))
 
-    if run.at(Phase.PRUNE):
-        planned = min(run.mask.kept, kept_at(plan.target_density, run.mask.total))
-        if planned < run.mask.kept:
-            sample = plan.sample()
-            scores = run.score(sample)
-            selection = top_k(scores, run.mask, planned)
-            run.prune(selection, sample)
+        if run.at(Phase.PRUNE):
+            run.begin()
+        for when, kept in run.to_come():
+            run.train_to(when)
+            run.prune(kept)
+        if run.at(Phase.TRAIN):
+            run.train_to(run.fit.steps)
+            run.end_training()
 
-    fit = run.fit()
-    if run.at(Phase.TRAIN):
-        fit.run(run.pulse)
-        run.record("network.trained", _training_report(plan, fit))
+        run.at(Phase.JUDGE)
+        measured = run.measure()
+        judgement = guardrails.judge(given.recipe.guardrails, run.evidence(measured))
+        return run.result(measured, judgement)
 
-    run.at(Phase.JUDGE)
-    training = evaluate(run.network, plan.training, run.pulse)
-    candidate = plan.candidate_answers(run.network, run.pulse)
-    champion = plan.champion_answers(run.pulse)
-    judgement = guardrails.judge(
-        given.recipe.guardrails,
-        guardrails.Evidence(_right(candidate), _right(champion) if given.parent else None, run.mask.layers, plan.notes),
-    )
-    metrics = _metrics(run, fit, training, candidate, champion)
-    run.record("cycle.judged", {"passed": judgement.verdict.passed, "reasons": list(judgement.verdict.reasons),
-                                "rules": list(judgement.rules), "metrics": metrics})  # fmt: skip
-    return run.result(metrics, judgement.verdict)
+
+def events_of(error: BaseException) -> tuple[Event, ...]:
+    """What had happened in the cycle that ended with this error, as far as ``run_cycle`` came."""
+    events: tuple[Event, ...] = getattr(error, "events", ())
+    return events
+
+
+@contextmanager
+def _carried(events: list[Event]) -> Iterator[None]:
+    """Let an error take the events so far along; a broken invariant is one of them."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, InvariantBroken):
+            events.append(Event("invariant.broken", {"message": str(error)}))
+        vars(error)["events"] = tuple(events)
+        raise
 
 
 def initial_version(given: CycleInput, *, device: torch.device) -> CycleResult:
@@ -177,7 +190,7 @@ def initial_version(given: CycleInput, *, device: torch.device) -> CycleResult:
     return CycleResult(
         arrays=_exported(network, mask), masks=mask.arrays(), normalisation=fixed_state(given.input), stage=0, depth=0,
         target_density=1.0, layers=mask.layers, kept=mask.kept, total=mask.total, metrics={}, verdict=Verdict(True),
-        prequential={}, events=(), assignments=(),
+        prequential={}, events=(), trained=(), replay={}, history=History(), report={},
     )  # fmt: skip
 
 
@@ -190,19 +203,30 @@ _PHASES = tuple(Phase)
 class _Run:
     """What is known so far in one cycle, and the snapshot of it that an observer may take."""
 
-    def __init__(self, plan: Plan, observe: Observer, snapshot: bytes | None) -> None:
+    def __init__(self, plan: Plan, observe: Observer, snapshot: bytes | None, events: list[Event]) -> None:
         self.plan, self._observe = plan, observe
         self.network = plan.network()
         self.prunable = prunable_parameters(self.network)
-        self.phase, self.events, self.tested = Phase.ARRIVAL, list[Event](), dict[int, Tested]()
+        self.phase, self.events, self.tested = Phase.ARRIVAL, events, dict[int, Arrival]()
         parent = plan.given.parent
-        self.mask = Mask.from_arrays(parent.masks, self.prunable) if parent else Mask.full(self.prunable)
+        self.before = Mask.from_arrays(parent.masks, self.prunable) if parent else Mask.full(self.prunable)
+        self.mask = self.before
         if not self.mask.holds(self.prunable):
             raise InvariantBroken("the parent's pruned weights are not zero")
-        self._fit: Fit | None = None
-        self._saved: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+        self.step = plan.step(self.before)
+        self.pruned = 0
+        self.fit = self._new_fit()
+        self.steps = pruning_steps(
+            plan.recipe.pace, self.fit.steps, self.before.kept, self.planned,
+            getattr(plan.recipe.criterion, "iterations", 1),
+        )  # fmt: skip
         if snapshot is not None:
             self._restore(*snapshots.decode(snapshot))
+
+    @property
+    def planned(self) -> int:
+        """Weights that are kept at the end of the cycle."""
+        return min(self.before.kept, kept_at(self.step.density, self.before.total))
 
     def at(self, phase: Phase) -> bool:
         """Enter a phase, unless a snapshot was taken later; says whether there is work to do in it."""
@@ -214,66 +238,157 @@ class _Run:
 
     def pulse(self, loss: float | None = None) -> None:
         """Let the observer look."""
-        fit = self._fit
+        fit = self.fit
         self._observe(
-            Progress(
-                self.phase, fit.epoch if fit else 0, self.plan.recipe.training.epochs,
-                fit.step if fit else 0, fit.steps if fit else 0, loss, self.mask.density,
-            ),
-            self._snapshot,
-        )  # fmt: skip
+            Progress(self.phase, fit.epoch, fit.epochs, fit.step, fit.steps, loss, self.mask.density), self._snapshot
+        )
 
     def record(self, kind: str, parameters: dict[str, Any]) -> None:
         """Add an event."""
         self.events.append(Event(kind, parameters))
 
-    def score(self, sample: Tensor) -> dict[str, Tensor]:
-        """Score the prunable weights on the sampled training rows, in eval mode.
+    def begin(self) -> None:
+        """Check that what is about to be scored and trained is the parent's, and say so when density is held.
 
         Raises:
-            InvariantBroken: when what was scored is not the parent's weights.
+            InvariantBroken: when it is not.
         """
+        self._check_start()
+        if self.step.held and not self._recorded("mask.held"):
+            self.record("mask.held", {"stage": self.step.stage, "density": self.mask.density, "reason": self.step.held})
+
+    def to_come(self) -> Iterator[tuple[int, int]]:
+        """Pruning steps that are still to be made: (optimizer steps before it, weights kept after it)."""
+        while self.pruned < len(self.steps):
+            yield self.steps[self.pruned]
+
+    def train_to(self, step: int) -> None:
+        """Train until so many optimizer steps are done."""
+        if step:
+            self.at(Phase.TRAIN)
+        self.fit.run_to(step, self.pulse)
+
+    def prune(self, kept: int) -> None:
+        """Score, take over the next mask, and record the step.
+
+        Raises:
+            InvariantBroken: when a law of the module does not hold afterwards.
+        """
+        ranking = self._ranking(kept)
+        before, self.mask = self.mask, ranking.selection.mask
+        self.fit.shrink(self.mask)
+        self.pruned += 1
+        if self.mask.kept != kept or not self.mask.is_subset_of(before) or not self.fit.trains(self.prunable):
+            raise InvariantBroken(f"{self.mask.kept} weights are kept where {kept} were planned, or others are trained")
+        if self.pruned == len(self.steps):
+            self.fit.settle()
+        self.record("mask.pruned", _pruning_report(self, before, ranking))
+        self.pulse()
+
+    def end_training(self) -> None:
+        """Settle on the weights to publish.
+
+        Raises:
+            TrainingDiverged: when a tensor is not finite: the last optimizer step has no loss after it that would tell.
+        """
+        self.fit.finish()
+        _check_finite(self.network)
+        self.record("network.trained", _training_report(self))
+
+    def measure(self) -> Measured:
+        """Everything that is to be known of the trained network."""
         plan = self.plan
-        scores = criteria.score(
-            plan.recipe.criterion, self.network, self.prunable, self._minibatches(sample), plan.seed("scores")
+        validation = plan.answers(self.network, plan.verdict, self.pulse)
+        example, _ = plan.training.gather(torch.zeros(1, dtype=torch.int64))
+        agreements = [e.parameters["mask_agreement"] for e in self.events if "mask_agreement" in e.parameters]
+        return Measured(
+            training=evaluate(self.network, plan.training, self.pulse), validation=validation,
+            champion=plan.champion_answers(self.pulse), retained=plan.retained(self.network, self.pulse),
+            new=plan.given.new, evaluation=plan.answers(self.network, plan.evaluation, self.pulse), tested=self.tested,
+            flops=flops_of(self.network, self.prunable, self.mask, example), agreement=min(agreements, default=None),
+        )  # fmt: skip
+
+    def evidence(self, measured: Measured) -> guardrails.Evidence:
+        """What guardrails judge by."""
+        return guardrails.Evidence(
+            measured, self.mask.layers, self.plan.given.history, self.fit.first_loss, self.fit.loss, self.plan.notes
         )
-        source = plan.given.parent.arrays if plan.given.parent else plan.given.initial
-        if source is not None:
-            for name, weight in self.prunable.items():
-                if not np.array_equal(weight.detach().cpu().numpy(), np.asarray(source[name])):
-                    raise InvariantBroken(f"the scored weights of {name} are not the trained ones")
-        return scores
 
-    def prune(self, selection: Selection, sample: Tensor) -> None:
-        """Take over a new mask, set what it prunes to zero, and record the step."""
-        before, self.mask = self.mask, selection.mask
-        self.mask.apply(self.prunable)
-        self.record("mask.pruned", _pruning_report(self.plan, before, selection, sample))
-
-    def fit(self) -> Fit:
-        """The retraining, from the start or from the snapshot."""
-        plan = self.plan
-        self._fit = Fit(
-            self.network, self.prunable, self.mask, plan.training, plan.selection, plan.recipe.training, plan.seed
-        )
-        if self._saved is not None:
-            self._fit.restore(*self._saved)
-            self._saved = None
-        return self._fit
-
-    def result(self, metrics: dict[str, float], verdict: Verdict) -> CycleResult:
+    def result(self, measured: Measured, judgement: guardrails.Judgement) -> CycleResult:
         """The candidate version.
 
         Raises:
-            TrainingDiverged: when a tensor is not finite.
+            InvariantBroken: when the density is not the planned one.
         """
         plan, mask = self.plan, self.mask
+        if mask.kept != self.planned or not mask.is_subset_of(self.before):
+            raise InvariantBroken(f"{mask.kept} weights are kept at the end where {self.planned} were planned")
+        buffer = plan.next_buffer(self.network, self.pulse)
+        self.record("replay.kept", plan.composition(buffer))
+        history = self._history(measured, judgement)
+        fit = {"examples_seen": float(self.fit.examples_seen), "epochs": float(self.fit.epochs),
+               "best_epoch": float(self.fit.best.epoch + 1 if self.fit.best else self.fit.epochs)}  # fmt: skip
+        metrics, report = figures(measured, history) | fit, report_of(measured, history)
+        verdict = judgement.verdict
+        self.record("cycle.judged", {"passed": verdict.passed, "action": verdict.action,
+                                     "reasons": list(verdict.reasons), "rules": list(judgement.rules),
+                                     "metrics": metrics, "report": report})  # fmt: skip
         return CycleResult(
             arrays=_exported(self.network, mask), masks=mask.arrays(), normalisation=plan.normalisation,
-            stage=plan.stage, depth=plan.depth, target_density=plan.target_density, layers=mask.layers,
-            kept=mask.kept, total=mask.total, metrics=metrics, verdict=verdict, prequential=dict(self.tested),
-            events=tuple(self.events), assignments=plan.assignments,
+            stage=self.step.stage, depth=plan.depth, target_density=self.step.density, layers=mask.layers,
+            kept=mask.kept, total=mask.total, metrics=metrics, verdict=judgement.verdict, prequential=dict(self.tested),
+            events=tuple(self.events), trained=plan.trained, replay=buffer, history=history, report=report,
+            trips=judgement.trips,
         )  # fmt: skip
+
+    def _history(self, measured: Measured, judgement: guardrails.Judgement) -> History:
+        before, answers, evaluation = self.plan.given.history, measured.validation, measured.evaluation
+        new = sum(len(self.plan.examples(number)) for number in self.plan.given.new)
+        here = (Ancestor(self.step.stage, self.mask.density, answers.accuracy, len(answers)),) if answers else ()
+        best = {n: max(before.best.get(n, 0.0), kept.accuracy) for n, kept in measured.retained.items()}
+        return History(
+            arrived=before.arrived + new,
+            ancestors=(*before.ancestors, *here)[-LONGEST:],
+            best=dict(sorted({**before.best, **best}.items())[-LONGEST:]),
+            breaches=judgement.breaches,
+            holds=judgement.holds,
+            evaluation_errors=before.evaluation_errors + (evaluation.errors if evaluation else 0),
+            evaluation_examples=before.evaluation_examples + (len(evaluation) if evaluation else 0),
+        )
+
+    def _new_fit(self) -> Fit:
+        plan, criterion = self.plan, self.plan.recipe.criterion
+        running = RunningScores(self.prunable, criterion.decay) if isinstance(criterion, Taylor) else None
+        fit = Fit(
+            self.network, self.prunable, self.mask, plan.training, plan.selection, plan.recipe.training, plan.seed,
+            plan.order, running,
+        )  # fmt: skip
+        if self.planned == self.before.kept:
+            fit.settle()
+        return fit
+
+    def _ranking(self, kept: int) -> Ranking:
+        recipe = self.plan.recipe
+        if self.fit.running is not None:
+            return rank_running(self.fit.running, recipe.distribution, self.mask, kept)
+        purpose = f"scores-{self.pruned}"
+        order = self.plan.sample(len(self.plan.training), purpose)
+        sample = Sample(self.plan.sample_size, order, self._minibatches)
+        ranking = rank(
+            recipe.criterion, recipe.distribution, self.network, self.prunable, self.mask, kept, sample,
+            self.plan.seed(purpose),
+        )  # fmt: skip
+        self._check_start()
+        return ranking
+
+    def _check_start(self) -> None:
+        """Before anything is pruned or trained, the weights are the parent's, or the initial ones."""
+        source = self.plan.given.parent.arrays if self.plan.given.parent else self.plan.given.initial
+        if source is None or self.pruned or self.fit.step:
+            return
+        for name, weight in self.prunable.items():
+            if not np.array_equal(weight.detach().cpu().numpy(), np.asarray(source[name])):
+                raise InvariantBroken(f"the scored weights of {name} are not the trained ones")
 
     def _minibatches(self, positions: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         bounds = minibatch_bounds(len(positions), self.plan.recipe.training.minibatch) if len(positions) else []
@@ -281,42 +396,49 @@ class _Run:
             yield self.plan.training.gather(positions[start:end])
             self.pulse()
 
+    def _recorded(self, kind: str) -> bool:
+        return any(event.kind == kind for event in self.events)
+
     def _snapshot(self) -> bytes:
-        tensors: dict[str, Tensor] = {}
         facts: dict[str, Any] = {
             "subject": self.plan.subject,
             "phase": self.phase.value,
             "tested": {str(number): list(tested) for number, tested in self.tested.items()},
             "events": [[event.kind, event.parameters] for event in self.events],
+            "pruned": self.pruned,
         }
-        if self._fit is not None:
-            tensors, facts["fit"] = self._fit.state()
-            tensors |= {f"mask/{name}": tensor for name, tensor in self.mask.items()}
+        tensors, facts["fit"] = self.fit.state()
+        tensors |= {f"mask/{name}": tensor for name, tensor in self.mask.items()}
         return snapshots.encode(tensors, facts, self.plan.device)
 
     def _restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         if facts["subject"] != self.plan.subject:
             raise InvariantBroken("the snapshot was taken in another cycle: start this one anew")
-        self.phase = Phase(facts["phase"])
-        self.tested = {int(number): Tested(*tested) for number, tested in facts["tested"].items()}
-        self.events = [Event(kind, parameters) for kind, parameters in facts["events"]]
-        if "fit" in facts:
-            self.mask = Mask({name: tensors[f"mask/{name}"].to(self.plan.device) for name in self.prunable})
-            self._saved = tensors, facts["fit"]
+        self.phase, self.pruned = Phase(facts["phase"]), facts["pruned"]
+        self.tested = {int(number): Arrival(*tested) for number, tested in facts["tested"].items()}
+        self.events[:] = [Event(kind, parameters) for kind, parameters in facts["events"]]
+        self.mask = Mask({name: tensors[f"mask/{name}"].to(self.plan.device) for name in self.prunable})
+        self.fit = self._new_fit()
+        self.fit.restore(tensors, facts["fit"])
 
 
 # -- reports -----------------------------------------------------------------------------------------------------------
 
 
-def _pruning_report(plan: Plan, before: Mask, selection: Selection, sample: Tensor) -> dict[str, Any]:
-    after, recipe = selection.mask, plan.recipe
-    ids = np.sort(plan.training.ids[sample.numpy()]).astype(">u8")
+def _pruning_report(run: _Run, before: Mask, ranking: Ranking) -> dict[str, Any]:
+    plan, after, selection = run.plan, run.mask, ranking.selection
+    recipe = plan.recipe
     return {
-        "stage": plan.stage,
-        "step": 1,
+        "stage": run.step.stage,
+        "step": run.pruned,
+        "steps": len(run.steps),
+        "optimizer_step": run.fit.step,
         "criterion": recipe.criterion.name,
         "schedule": recipe.schedule.name,
-        "target_density": plan.target_density,
+        "pace": recipe.pace.name,
+        "distribution": recipe.distribution.name,
+        "target_density": run.step.density,
+        "planned": run.steps[run.pruned - 1][1],
         "realised_density": after.density,
         "kept": after.kept,
         "total": after.total,
@@ -326,22 +448,34 @@ def _pruning_report(plan: Plan, before: Mask, selection: Selection, sample: Tens
         ],
         "score_quantiles": list(selection.quantiles),
         "threshold": selection.threshold,
-        "sample_digest": "sha256:" + hashlib.sha256(ids.tobytes()).hexdigest(),
-        "sample_size": len(ids),
-        "batchnorm_mode": "eval",
-        "seed": plan.seed("scores"),
+        **_sample_report(plan, ranking.positions, run.pruned - 1),
+        **agreement_report(ranking.agreement),
+        "remedies": list(ranking.remedies),
         "mask_digest_before": before.digest(),
         "mask_digest_after": after.digest(),
     }
 
 
-def _training_report(plan: Plan, fit: Fit) -> dict[str, Any]:
-    options = plan.recipe.training
-    selected = fit.best
+def _sample_report(plan: Plan, positions: Tensor | None, index: int) -> dict[str, Any]:
+    if positions is None:
+        return {"scored": "gradients of training", "batchnorm_mode": "train"}
+    ids = np.sort(plan.training.ids[positions.numpy()]).astype(">u8")
     return {
-        "stage": plan.stage,
+        "scored": "a sample of the training examples" if len(ids) else "weights alone",
+        "sample_digest": "sha256:" + hashlib.sha256(ids.tobytes()).hexdigest(),
+        "sample_size": len(ids),
+        "batchnorm_mode": "eval",
+        "seed": plan.seed(f"scores-{index}"),
+    }
+
+
+def _training_report(run: _Run) -> dict[str, Any]:
+    plan, fit = run.plan, run.fit
+    options, selected = plan.recipe.training, fit.best
+    return {
+        "stage": run.step.stage,
         "depth": plan.depth,
-        "megabatches": list(plan.assignments),
+        "megabatches": list(plan.trained),
         "examples": len(plan.training),
         "epochs": fit.epochs,
         "steps": fit.steps,
@@ -352,32 +486,12 @@ def _training_report(plan: Plan, fit: Fit) -> dict[str, Any]:
         "selection_examples": len(plan.selection) if plan.selection else 0,
         "selection_accuracy": selected.accuracy if selected else None,
         "selection_loss": selected.loss if selected else None,
+        "kept": run.mask.kept,
+        "planned": run.planned,
+        "epochs_checked": fit.epochs,
         "seed": plan.recipe.seed,
+        **({"evaluation_overlap": plan.left_out} if plan.given.evaluation is not None else {}),
     }
-
-
-def _metrics(
-    run: _Run, fit: Fit, training: Evaluation, candidate: Evaluation | None, champion: Evaluation | None
-) -> dict[str, float]:
-    metrics = {
-        "train_accuracy": training.accuracy,
-        "train_loss": training.loss,
-        "examples_seen": float(fit.examples_seen),
-        "epochs": float(fit.epochs),
-        "best_epoch": float(fit.best.epoch + 1 if fit.best else fit.epochs),
-    }
-    if candidate is not None:
-        metrics["validation_accuracy"] = candidate.accuracy
-        metrics["validation_loss"] = candidate.loss
-        metrics["balanced_accuracy"] = candidate.balanced_accuracy
-        metrics["generalization_gap"] = training.accuracy - candidate.accuracy
-    if champion is not None:
-        metrics["champion_validation_accuracy"] = champion.accuracy
-    if run.tested:
-        examples = sum(tested.examples for tested in run.tested.values())
-        right = sum(tested.accuracy * tested.examples for tested in run.tested.values())
-        metrics["prequential_accuracy"] = right / examples
-    return metrics
 
 
 # -- networks as arrays ------------------------------------------------------------------------------------------------
@@ -388,11 +502,10 @@ def _exported(network: nn.Module, mask: Mask) -> dict[str, npt.NDArray[Any]]:
     arrays = {name: tensor.detach().cpu().numpy().copy() for name, tensor in network.state_dict().items()}
     for name, kept in mask.arrays().items():
         arrays[name][~kept] = 0
-    broken = [name for name, value in arrays.items() if not is_finite(value)]
-    if broken:
-        raise TrainingDiverged(f"{', '.join(broken[:8])} became infinite or NaN: lower training.learning_rate")
     return arrays
 
 
-def _right(answers: Evaluation | None) -> npt.NDArray[np.bool_]:
-    return answers.correct if answers is not None else np.empty(0, dtype=bool)
+def _check_finite(network: nn.Module) -> None:
+    broken = [name for name, tensor in network.state_dict().items() if not is_finite(tensor.detach().cpu().numpy())]
+    if broken:
+        raise TrainingDiverged(f"{', '.join(broken[:8])} became infinite or NaN: lower training.learning_rate")

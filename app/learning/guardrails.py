@@ -1,140 +1,157 @@
-"""Guardrails: rules that a candidate must pass before promotion.
+"""Guardrails: from what the rules found to a verdict, with a memory that keeps noise from flapping.
 
-Knows: answers of champion and candidate on the same examples, kept weights per layer. Must never know: networks, or
-what happens to a version that is withheld.
+Knows: findings, breaches in a row, what each rule asks for when it trips. Must never know: what a rule looks at
+(``rules``), or how an action is carried out.
 
 Laws:
-    * A verdict passes when every rule passes; each rule that does not gives its reason in words, with its figures.
-    * Notes (what a rule could not judge) are reasons too, and withhold nothing.
+    * A rule trips at its ``trip_after``-th breach in a row along a lineage. A breach before that is told in the
+      verdict, and withholds nothing.
+    * A rule that trips with ``hold`` or ``restore`` holds pruning until ``recover_after`` versions of the lineage in a
+      row have passed it; a version that is withheld is no part of the lineage and counts for none.
+    * The verdict passes when no rule trips. Where several do, the strictest action decides, and the reasons list all.
+    * Notes (what a rule could not look at) are reasons too, and withhold nothing.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+from app.domain import ACTIONS, HOLDING, Trip, Verdict
+from app.learning.history import History, Hold
+from app.learning.recipe import Divergence
+from app.learning.rules import RULES, Evidence, Finding
 
-from app.domain import Layer, Verdict
-from app.learning.recipe import AccuracyDrop, DensityFloor
-from app.learning.registry import Registry
-
-Answers = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True, eq=False)
-class Evidence:
-    """What is known of a candidate when it is judged.
-
-    Attributes:
-        candidate: (n,) bool: its answers on validation examples, right or wrong; n may be 0.
-        champion: the champion's answers on the same examples; None without a champion.
-        layers: kept weights per prunable tensor.
-        notes: what a reader of the verdict must know about the evidence.
-    """
-
-    candidate: Answers
-    champion: Answers | None
-    layers: tuple[Layer, ...]
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One rule's answer: passed or not, its figures, and what to tell a reader (empty: nothing)."""
-
-    passed: bool
-    figures: dict[str, Any]
-    reason: str = ""
+__all__ = ["Evidence", "Judgement", "diverged", "hold_since", "judge"]
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """A verdict and what it rests on, rule by rule."""
+    """The verdict, what each rule found, and what the lineage remembers of it.
+
+    Attributes:
+        verdict: on the candidate.
+        rules: per rule: name, passed, tripped, breaches in a row, figures.
+        trips: the rules that tripped, in the recipe's order.
+        breaches: breaches in a row, this one included, by rule; one that passed is absent.
+        holds: what holds pruning from now on.
+    """
 
     verdict: Verdict
     rules: tuple[dict[str, Any], ...]
-
-
-class Rule(Protocol):
-    """One guardrail; ``options`` is the recipe's value of the registered type."""
-
-    def __call__(self, options: Any, evidence: Evidence) -> Finding:
-        """Judge the evidence."""
-        ...
-
-
-RULES: Registry[Rule] = Registry("guardrail")
+    trips: tuple[Trip, ...] = ()
+    breaches: Mapping[str, int] = field(default_factory=dict)
+    holds: tuple[Hold, ...] = ()
 
 
 def judge(guardrails: Sequence[Any], evidence: Evidence) -> Judgement:
-    """Apply every guardrail of the recipe; reasons of rules that failed come first, then the others, then the notes."""
-    findings = [(options.name, RULES[options](options, evidence)) for options in guardrails]
-    ordered = sorted(findings, key=lambda named: named[1].passed)
-    reasons = [f"{name}: {finding.reason}" for name, finding in ordered if finding.reason]
-    verdict = Verdict(all(finding.passed for _, finding in findings), (*reasons, *evidence.notes))
-    return Judgement(verdict, tuple({"name": name, "passed": f.passed, **f.figures} for name, f in findings))
+    """Apply every guardrail of the recipe to a candidate.
 
-
-@RULES.register(AccuracyDrop)
-def accuracy_drop(options: AccuracyDrop, evidence: Evidence) -> Finding:
-    """Fails when the candidate's accuracy lies more than ``at_most`` below the champion's, and not by chance."""
-    if evidence.champion is None:
-        return Finding(True, {"examples": len(evidence.candidate)})
-    n = len(evidence.candidate)
-    if n == 0:
-        return Finding(True, {"examples": 0}, "there are no validation examples, so accuracy was not compared")
-    lost = int((evidence.champion & ~evidence.candidate).sum())
-    won = int((evidence.candidate & ~evidence.champion).sum())
-    drop, chance = (lost - won) / n, mcnemar(lost, won)
-    figures = {"examples": n, "drop": drop, "only_champion_right": lost, "only_candidate_right": won, "p_value": chance}
-    if drop <= options.at_most or chance > 1 - options.confidence + 1e-9:
-        return Finding(True, figures)
-    reason = (
-        f"accuracy {evidence.candidate.mean():.4f} is {drop:.4f} below the champion's {evidence.champion.mean():.4f} "
-        f"on the same {n} validation examples, more than the accepted {options.at_most:g} (p = {chance:.2g})"
-    )
-    return Finding(False, figures, reason)
-
-
-@RULES.register(DensityFloor)
-def density_floor(options: DensityFloor, evidence: Evidence) -> Finding:
-    """Fails when the whole network, or any prunable tensor, keeps less than its floor."""
-    whole = sum(layer.kept for layer in evidence.layers) / sum(layer.total for layer in evidence.layers)
-    thinnest = min(evidence.layers, key=lambda layer: layer.density)
-    figures = {"density": whole, "thinnest_layer": thinnest.name, "thinnest_density": thinnest.density}
-    reasons = []
-    if whole < options.whole:
-        reasons.append(f"density {whole:.4g} is below the floor {options.whole:g}")
-    below = [layer for layer in evidence.layers if layer.density < options.layer]
-    reasons += [
-        f"{layer.name} keeps {layer.kept} of {layer.total}, below the floor {options.layer:g}" for layer in below
+    Reasons of rules that tripped come first, then breaches that have not tripped yet, then the others, then the notes.
+    """
+    answers = [
+        _Answer(rule, options, RULES[options](options, evidence), evidence.history.breaches.get(rule, 0))
+        for rule, options in _named(guardrails)
     ]
-    return Finding(not reasons, figures, "; ".join(reasons))
+    trips = tuple(answer.trip for answer in answers if answer.trips)
+    reasons = [f"{a.rule}: {a.words}" for a in sorted(answers, key=_rank) if a.words]
+    return Judgement(
+        verdict=Verdict(not trips, (*reasons, *evidence.notes), _strictest(trips).action if trips else ""),
+        rules=tuple(answer.report for answer in answers),
+        trips=trips,
+        breaches={answer.rule: answer.breaches for answer in answers if answer.breaches},
+        holds=_holds(answers, evidence.history, published=not trips),
+    )
 
 
-def mcnemar(lost: int, won: int) -> float:
-    """One-sided exact McNemar test: the probability of at least ``lost`` losses among ``lost + won`` fair coin flips.
+def diverged(guardrails: Sequence[Any], reason: str) -> Trip | None:
+    """The trip of a cycle that made no version, since its training became infinite or NaN.
 
     Args:
-        lost: examples that only the champion gets right.
-        won: examples that only the candidate gets right.
+        guardrails: of the recipe.
+        reason: what happened, in words.
 
     Returns:
-        P(X >= lost), X ~ Binomial(lost + won, 1/2). Exact up to 1,000 flips, to about 1e-9 beyond.
+        The strictest trip whose action is another attempt, ``retry`` or ``hold``; None where no rule asks for one.
     """
-    n = lost + won
-    if n <= 1000:
-        return sum(math.comb(n, i) for i in range(lost, n + 1)) / (1 << n)
-    if 2 * lost <= n:
-        return 1 - mcnemar(n - lost + 1, lost - 1) if lost else 1.0
-    total = 0.0
-    for i in range(lost, n + 1):  # past the middle the terms only fall
-        term = math.exp(math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) - n * math.log(2))
-        total += term
-        if term < total * 1e-17:
-            break
-    return total
+    asking = [
+        Trip(rule, options.then, 1, options.recover_after, reason)
+        for rule, options in _named(guardrails)
+        if isinstance(options, Divergence) and options.then in ("retry", "hold")
+    ]
+    return _strictest(asking) if asking else None
+
+
+def hold_since(trip: Trip) -> Hold:
+    """What holds pruning once a rule has tripped."""
+    return Hold(trip.rule, trip.reason, 0, trip.recover_after)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """One rule's finding, in the light of the breaches before it."""
+
+    rule: str
+    options: Any
+    finding: Finding
+    before: int
+
+    @property
+    def breaches(self) -> int:
+        return 0 if self.finding.passed else self.before + 1
+
+    @property
+    def trips(self) -> bool:
+        return bool(self.breaches >= self.options.trip_after)
+
+    @property
+    def trip(self) -> Trip:
+        options = self.options
+        return Trip(self.rule, options.then, self.breaches, options.recover_after, self.words, self.finding.figures)
+
+    @property
+    def words(self) -> str:
+        if self.finding.passed or self.options.trip_after == 1:
+            return self.finding.reason
+        if self.trips:
+            return f"{self.finding.reason} (breached {self.breaches} times in a row)"
+        return f"{self.finding.reason} (breached {self.breaches} of {self.options.trip_after} times before it trips)"
+
+    @property
+    def report(self) -> dict[str, Any]:
+        found = {"passed": self.finding.passed, "tripped": self.trips, "breaches": self.breaches}
+        return {"name": self.rule} | found | self.finding.figures
+
+
+def _named(guardrails: Sequence[Any]) -> Iterator[tuple[str, Any]]:
+    """Each rule's options with its name; the second of a name is ``accuracy-floor#2``, and so on."""
+    seen = Counter[str]()
+    for options in guardrails:
+        seen[options.name] += 1
+        count = seen[options.name]
+        yield (options.name if count == 1 else f"{options.name}#{count}"), options
+
+
+def _strictest(trips: Sequence[Trip]) -> Trip:
+    return max(trips, key=lambda trip: ACTIONS.index(trip.action))
+
+
+def _rank(answer: _Answer) -> int:
+    return 0 if answer.trips else 1 if answer.breaches else 2
+
+
+def _holds(answers: Sequence[_Answer], before: History, *, published: bool) -> tuple[Hold, ...]:
+    """What holds pruning after a candidate; a rule that the recipe no longer has holds nothing."""
+    held = {hold.rule: hold for hold in before.holds}
+    after = []
+    for answer in answers:
+        hold, needed = held.get(answer.rule), answer.options.recover_after
+        if answer.trips and answer.options.then in HOLDING:
+            after.append(hold_since(answer.trip))
+        elif hold is not None:
+            passes = (hold.passes + published) * answer.finding.passed
+            if passes < needed:
+                after.append(replace(hold, passes=passes, needed=needed))
+    return tuple(after)

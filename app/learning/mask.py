@@ -4,14 +4,16 @@ Knows: boolean tensors by name, counting, ranking by score. Must never know: whe
 
 Laws:
     * ``top_k`` keeps exactly k weights; ties go to the lower flat index, in the order of names, then of elements.
-    * The new mask is a subset of the old one: pruned weights rank below every kept one, whatever their score.
-    * The result depends on scores alone, not on device, threads or chunk size: ranking is integer arithmetic on the
-      scores' bits. Beside the scores and masks it needs a constant amount of memory.
+    * The new mask is a subset of the old one: pruned weights are no candidates, whatever their score.
+    * The result depends on scores alone, not on device, threads or chunk size: scores are counted and compared, nothing
+      is rounded. Beside the scores and masks it needs a constant amount of memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,13 +26,17 @@ from app.domain import Digest, Layer
 from app.errors import InvariantBroken, TrainingDiverged
 from espalier.formats.checkpoint import mask_digest
 
-_LOWEST = -(2**31)
-"""Key of a pruned weight: below that of every float."""
-
-_CHUNK = 1 << 20
-"""Weights that are ranked at a time."""
+_CHUNK = 1 << 18
+"""Weights that are looked at together. So few are ranked by a partition, more by counting."""
 
 _BINS = 1 << 16
+"""Values of a digit: a score's bits are counted 16 at a time."""
+
+_LEADING = np.r_[_BINS // 2 - 1 : -1 : -1, _BINS // 2 : _BINS]
+"""First digits of floats (sign and magnitude), from those of the highest numbers to those of the lowest."""
+
+_FOLLOWING = range(_BINS)[::-1], range(_BINS)
+"""The same of further digits: behind a sign bit of 0, and of 1."""
 
 
 class Mask(Mapping[str, Tensor]):
@@ -99,7 +105,7 @@ class Mask(Mapping[str, Tensor]):
     def is_subset_of(self, other: Mask) -> bool:
         """Whether every weight that is kept here is kept there."""
         return list(self) == list(other) and not any(
-            bool((tensor & ~other[name]).any()) for name, tensor in self._tensors.items()
+            _count(tensor > other[name]) for name, tensor in self._tensors.items()
         )
 
     @torch.no_grad()
@@ -117,7 +123,7 @@ class Mask(Mapping[str, Tensor]):
 
     def intact(self) -> bool:
         """Whether the tensors still count what they counted when the mask was made."""
-        return sum(int(tensor.sum()) for tensor in self._tensors.values()) == self.kept
+        return sum(_count(tensor) for tensor in self._tensors.values()) == self.kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +132,7 @@ class Selection:
 
     Attributes:
         mask: the new mask.
-        threshold: score of the last weight kept.
+        threshold: the lowest score that is kept.
         quantiles: scores at 0, 1/4, 1/2, 3/4 and 1 of the ranking of the weights that were kept before (nearest rank).
     """
 
@@ -136,112 +142,202 @@ class Selection:
 
 
 @torch.no_grad()
-def top_k(scores: Mapping[str, Tensor], mask: Mask, k: int) -> Selection:
+def top_k(scores: Mapping[str, Tensor], mask: Mask, k: int, *, least: Mapping[str, int] | None = None) -> Selection:
     """Keep the k highest-scoring weights among those that ``mask`` keeps, over all tensors together.
 
-    Two passes count the scores' bit patterns, in 65,536 bins each: the first finds the upper half of the threshold's
-    bits, the second the lower half. A third pass keeps what lies above, and of the ties the first ones.
+    With ``least``, so many of each named tensor's own highest-scoring weights come first; what is left of k goes to the
+    highest-scoring of all others. A ``least`` that adds up to k is an exact budget for every tensor.
 
     Args:
         scores: float tensors of the masks' shapes; scores of pruned weights are not looked at.
         mask: the mask so far.
         k: how many to keep, 1 <= k <= mask.kept.
+        least: how many to keep at least, by name; none more than ``mask`` keeps there, and together <= k.
 
     Raises:
-        InvariantBroken: when k or the shapes do not fit.
+        InvariantBroken: when k, ``least`` or the shapes do not fit.
         TrainingDiverged: when the score of a kept weight is not finite.
     """
-    _check(scores, mask, k)
-    flat = [(scores[name].detach().reshape(-1), mask[name].reshape(-1)) for name in mask]
+    floors = {name: count for name, count in (least or {}).items() if count}
+    _check(scores, mask, k, floors)
     ranks = [mask.kept - 1 - round(q * (mask.kept - 1)) for q in (0, 0.25, 0.5, 0.75, 1)]  # rank 0 is the highest score
-    found = _keys_at(flat, [k - 1, *ranks])
-    (threshold, above), quantiles = found[0], [_score(key) for key, _ in found[1:]]
-    kept = Mask(dict(zip(mask, _keep(flat, threshold, k - above, [mask[name].shape for name in mask]), strict=True)))
+    threshold, lowest, low, middle, high, highest = _scores_at([k - 1, *ranks], scores, mask)
+    if not (math.isfinite(lowest) and math.isfinite(highest)):
+        raise TrainingDiverged(_not_finite(scores, mask))
+    kept = Mask(_choose(scores, mask, k, threshold))
+    if any(layer.kept < floors.get(layer.name, 0) for layer in kept.layers):
+        del kept  # its memory is needed
+        chosen, threshold = _above_floors(scores, mask, k, floors)
+        kept = Mask(chosen)
     if kept.kept != k or not kept.is_subset_of(mask):
         raise InvariantBroken(f"top-k kept {kept.kept} weights where {k} were planned, or left the former mask")
-    lowest, low, middle, high, highest = quantiles
-    return Selection(kept, _score(threshold), (lowest, low, middle, high, highest))
+    return Selection(kept, threshold, (lowest, low, middle, high, highest))
 
 
-def _check(scores: Mapping[str, Tensor], mask: Mask, k: int) -> None:
+def _check(scores: Mapping[str, Tensor], mask: Mask, k: int, floors: Mapping[str, int]) -> None:
     if not 1 <= k <= mask.kept:
         raise InvariantBroken(f"{k} weights are to be kept of {mask.kept}")
     for name in mask:
         if name not in scores or scores[name].shape != mask[name].shape:
             raise InvariantBroken(f"the scores of {name} do not have the shape of its mask")
-        if not bool((torch.isfinite(scores[name]) | ~mask[name]).all()):
-            raise TrainingDiverged(
-                f"scores of {name} are infinite or NaN: lower training.learning_rate, or check the scale of the inputs"
-            )
+    kept = {layer.name: layer.kept for layer in mask.layers}
+    for name, count in floors.items():
+        if not 0 <= count <= kept.get(name, 0):
+            raise InvariantBroken(f"at least {count} weights of {name} are to be kept of {kept.get(name, 0)}")
+    if sum(floors.values()) > k:
+        raise InvariantBroken(f"at least {sum(floors.values())} weights are to be kept where {k} are planned")
+
+
+def _not_finite(scores: Mapping[str, Tensor], mask: Mask) -> str:
+    names = ", ".join(name for name in mask if _count(~torch.isfinite(scores[name]) & mask[name]))
+    return f"scores of {names} are infinite or NaN: lower training.learning_rate, or check the scale of the inputs"
 
 
 def _layer(name: str, tensor: Tensor) -> Layer:
-    return Layer(name, tuple(tensor.shape), int(tensor.sum()), tensor.numel())
+    return Layer(name, tuple(tensor.shape), _count(tensor), tensor.numel())
 
 
-def _keys(scores: Tensor, kept: Tensor) -> Tensor:
-    """int32 keys that order as the scores do; pruned weights get the lowest key of all."""
-    bits = (scores.to(torch.float32) + 0.0).view(torch.int32)  # + 0.0 makes -0.0 the same as 0.0
-    return torch.where(kept, torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits), _LOWEST)
+def _count(tensor: Tensor) -> int:
+    """How many are true; on a CPU numpy takes a sixth of torch's time."""
+    return int(np.count_nonzero(tensor.numpy()) if tensor.device.type == "cpu" else torch.count_nonzero(tensor))
 
 
-def _score(key: int) -> float:
-    """The score that a key stands for."""
-    bits = key ^ 0x7FFFFFFF if key < 0 else key
-    return float(np.array(bits, dtype=np.int32).view(np.float32))
+# -- choosing ----------------------------------------------------------------------------------------------------------
 
 
-def _chunks(flat: Sequence[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
-    for scores, kept in flat:
-        for start in range(0, scores.numel(), _CHUNK):
-            yield _keys(scores[start : start + _CHUNK], kept[start : start + _CHUNK])
+def _choose(scores: Mapping[str, Tensor], kept: Mapping[str, Tensor], k: int, threshold: float) -> dict[str, Tensor]:
+    """Of those kept, all above ``threshold``, the score at rank k - 1, and the first of those that equal it."""
+    chosen = {name: torch.empty(tensor.shape, dtype=torch.bool) for name, tensor in kept.items()}
+    for values, candidates, out in _pieces(scores, kept, chosen):
+        np.greater(values, threshold, out=out)
+        out &= candidates
+    missing = k - sum(map(_count, chosen.values()))
+    for values, candidates, out in _pieces(scores, kept, chosen):
+        if not missing:
+            break
+        ties = np.flatnonzero(candidates & (values == threshold))[:missing]
+        out[ties] = True
+        missing -= len(ties)
+    return {name: tensor.to(kept[name].device) for name, tensor in chosen.items()}
 
 
-def _keys_at(flat: Sequence[tuple[Tensor, Tensor]], ranks: Sequence[int]) -> list[tuple[int, int]]:
-    """For each rank (0 is the highest) its key, and how many keys lie above that key."""
-    upper: Any = np.zeros(_BINS, dtype=np.int64)
-    for chunk in _chunks(flat):
-        upper += _histogram((chunk >> 16) + 2**15)
-    coarse = [_descend(upper, rank) for rank in ranks]
-    lower: dict[int, Any] = {high: np.zeros(_BINS, dtype=np.int64) for high, _ in coarse}
-    for chunk in _chunks(flat):
-        halves = (chunk >> 16) + 2**15
-        for high, counts in lower.items():
-            within = chunk[halves == high]
-            if within.numel():
-                counts += _histogram(within & 0xFFFF)
-    found = []
-    for rank, (high, above) in zip(ranks, coarse, strict=True):
-        low, nearer = _descend(lower[high], rank - above)
-        found.append((((high - 2**15) << 16) | low, above + nearer))
-    return found
+def _above_floors(
+    scores: Mapping[str, Tensor], mask: Mask, k: int, floors: Mapping[str, int]
+) -> tuple[dict[str, Tensor], float]:
+    """Each floor's weights, then the highest-scoring of all others, k together; and the lowest score among them."""
+    others, thresholds = dict(mask), []
+    for name, count in floors.items():
+        own = {name: mask[name]}
+        thresholds += _scores_at([count - 1], scores, own)
+        others[name] = mask[name] ^ _choose(scores, own, count, thresholds[-1])[name]
+    if left := k - sum(floors.values()):
+        thresholds += _scores_at([left - 1], scores, others)
+        chosen = _choose(scores, others, left, thresholds[-1])
+    else:
+        chosen = {name: torch.zeros_like(tensor) for name, tensor in mask.items()}
+    for name in floors:
+        chosen[name] |= mask[name] ^ others[name]
+    return chosen, min(thresholds)
 
 
-def _histogram(halves: Tensor) -> npt.NDArray[np.int64]:
-    """How often each value of 0 .. 65,535 occurs."""
-    return np.asarray(torch.bincount(halves, minlength=_BINS).cpu().numpy())
+# -- ranking -----------------------------------------------------------------------------------------------------------
 
 
-def _descend(counts: npt.NDArray[np.int64], rank: int) -> tuple[int, int]:
-    """The bin that holds the ``rank``-th highest key, and how many keys lie in the bins above it."""
-    from_top = np.cumsum(counts[::-1])
-    position = int(np.searchsorted(from_top, rank, side="right"))
-    return len(counts) - 1 - position, int(from_top[position - 1]) if position else 0
+def _scores_at(ranks: Sequence[int], scores: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> list[float]:
+    """The scores at these ranks among those kept; rank 0 is the highest."""
+    candidates = sum(map(_count, kept.values()))
+    if candidates <= _CHUNK:
+        places = [candidates - 1 - rank for rank in ranks]
+        few = np.concatenate([values[chosen] for values, chosen in _pieces(scores, kept)])
+        found = np.partition(few, places)[places]
+    else:
+        found = _counted(ranks, scores, kept, sum(tensor.numel() for tensor in kept.values()) - candidates)
+    return [float(score) + 0.0 for score in found]  # + 0.0 makes -0.0 the same as 0.0
 
 
-def _keep(
-    flat: Sequence[tuple[Tensor, Tensor]], threshold: int, ties: int, shapes: Sequence[torch.Size]
-) -> Iterator[Tensor]:
-    """Everything above the threshold, and the first ``ties`` that equal it."""
-    for (scores, kept), shape in zip(flat, shapes, strict=True):
-        chosen = torch.empty_like(kept)
-        for start in range(0, scores.numel(), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            keys = _keys(scores[part], kept[part])
-            equal = keys == threshold
-            count = int(equal.sum())
-            if count > ties:
-                equal &= torch.cumsum(equal, 0) <= ties
-            chosen[part] = (keys > threshold) | equal
-            ties -= min(count, ties)
-        yield chosen.reshape(shape)
+def _counted(
+    ranks: Sequence[int], scores: Mapping[str, Tensor], kept: Mapping[str, Tensor], pruned: int
+) -> npt.NDArray[Any]:
+    """The same by a radix descent, ``pruned`` weights not being kept.
+
+    A first pass counts the first digits of all scores and so finds those of the scores at ``ranks``; each further pass
+    counts the next digits of the scores that begin alike.
+    """
+    width = 8 * _common(scores, kept).itemsize
+    first = np.zeros(_BINS, np.int64)
+    for values, candidates in _pieces(scores, kept):
+        digits = _bits(values) >> (width - 16)
+        digits *= candidates  # the pruned ones count as 0.0, and are taken off below: to leave them out costs more
+        _add(first, digits)
+    first[0] -= pruned
+    from_top = np.cumsum(first[_LEADING])
+    found = [_descend(0, rank, from_top, _LEADING) for rank in ranks]
+    for shift in range(width - 32, -1, -16):
+        counts = {prefix: np.zeros(_BINS, np.int64) for prefix, _ in found}
+        for bits in _batches(_alike(scores, kept, counts, shift + 16)):
+            for prefix in counts:
+                _add(counts[prefix], bits[bits >> (shift + 16) == prefix] >> shift & (_BINS - 1))
+        orders = {prefix: _FOLLOWING[prefix >> (width - shift - 17)] for prefix in counts}
+        passed = {prefix: np.cumsum(counts[prefix][:: order.step]) for prefix, order in orders.items()}
+        found = [_descend(prefix, rank, passed[prefix], orders[prefix]) for prefix, rank in found]
+    return np.array([pattern for pattern, _ in found], f"u{width // 8}").view(f"f{width // 8}")
+
+
+def _alike(
+    scores: Mapping[str, Tensor], kept: Mapping[str, Tensor], prefixes: Iterable[int], shift: int
+) -> Iterator[npt.NDArray[Any]]:
+    """Bits of those kept which, without the last ``shift``, are among ``prefixes``."""
+    for values, candidates in _pieces(scores, kept):
+        bits, alike = _bits(values), np.zeros(len(values), bool)
+        beginnings = (bits >> shift).astype(np.min_scalar_type((1 << 8 * bits.itemsize - shift) - 1))
+        for prefix in prefixes:
+            alike |= beginnings == prefix
+        yield bits[alike & candidates]
+
+
+def _batches(arrays: Iterable[npt.NDArray[Any]]) -> Iterator[npt.NDArray[Any]]:
+    """The same in fewer arrays, since counting costs a pass over the bins: each of some ``_CHUNK`` elements."""
+    pending: list[npt.NDArray[Any]] = []
+    size = 0
+    for array in arrays:
+        pending.append(array)
+        size += len(array)
+        if size >= _CHUNK:
+            yield np.concatenate(pending)
+            pending, size = [], 0
+    if pending:
+        yield np.concatenate(pending)
+
+
+def _add(counts: npt.NDArray[np.int64], digits: npt.NDArray[Any]) -> None:
+    """Count how often each digit occurs; torch does it without numpy's copy of eight bytes a digit."""
+    found = torch.bincount(torch.from_numpy(digits.view(f"i{digits.itemsize}"))).numpy()
+    counts[: len(found)] += found
+
+
+def _descend(prefix: int, rank: int, passed: npt.NDArray[np.int64], order: Any) -> tuple[int, int]:
+    """The prefix longer by the digit on which the rank falls, and the rank among the scores that begin so.
+
+    Args:
+        passed: how many scores have one of the first digits in ``order``; of one, of two, and so on.
+    """
+    position = int(np.searchsorted(passed, rank, side="right"))
+    return prefix << 16 | int(order[position]), rank - (int(passed[position - 1]) if position else 0)
+
+
+def _bits(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return values.view(f"u{values.itemsize}")
+
+
+def _pieces(scores: Mapping[str, Tensor], *masks: Mapping[str, Tensor]) -> Iterator[tuple[npt.NDArray[Any], ...]]:
+    """Scores, all of one type, and masks of the same weights, up to ``_CHUNK`` of them, flat, in the masks' order."""
+    common = _common(scores, masks[0])
+    for name in masks[0]:
+        flat = [torch.split(tensors[name].detach().reshape(-1), _CHUNK) for tensors in (scores, *masks)]
+        for values, *kept in zip(*flat, strict=True):
+            yield values.to(common).cpu().numpy(), *(each.cpu().numpy() for each in kept)
+
+
+def _common(scores: Mapping[str, Tensor], names: Iterable[str]) -> torch.dtype:
+    """The float type that holds every score: numpy's, so float32 for bfloat16."""
+    return functools.reduce(torch.promote_types, (scores[name].dtype for name in names), torch.float32)

@@ -7,12 +7,15 @@ Laws:
     * The same input gives the same plan, on every resume.
     * Training and validation rows are disjoint by example id, so duplicates fall on one side. Where an epoch is
       selected on validation, the verdict uses the half that was not selected on.
+    * No example of the evaluation set is trained on, selected on or counted into the normalisation, whichever megabatch
+      holds it.
+    * A parent that knows fewer classes than there are is grown; the champion answers with the classes that it knows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,14 +25,20 @@ from torch import Tensor, nn
 
 from app.domain import InputSpec
 from app.errors import InvalidInputSpec, InvalidWeights, NothingToTrain
+from app.learning import replay
 from app.learning.architectures import Factory, build, load_strictly
+from app.learning.evaluation import Evaluation, evaluate
+from app.learning.features import check_features, features_of, losses_of
+from app.learning.history import History, Hold
+from app.learning.late_classes import grown
+from app.learning.mask import Mask
+from app.learning.metrics import Retained
 from app.learning.normalisation import NormalisationState, Preparation, initial_state, network_shape
-from app.learning.recipe import Recipe, Snip
-from app.learning.replay import assign
+from app.learning.recipe import Recipe
+from app.learning.replay import Buffer
 from app.learning.rows import Examples, Rows
-from app.learning.schedules import advances, density_at
+from app.learning.schedules import Standing, Step, advance
 from app.learning.seeds import permutation, seed_for
-from app.learning.training import Evaluation, evaluate
 from espalier.formats.megabatch import is_validation
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -44,6 +53,8 @@ class Parent:
         masks: boolean, of its prunable tensors.
         stage, depth: pruning cycles, and cycles, in its ancestry.
         normalisation: its statistics, if any.
+        history: what its lineage remembers.
+        classes: how many it knows, the first ones of the input's; None: all of them.
     """
 
     arrays: Arrays
@@ -51,6 +62,8 @@ class Parent:
     stage: int
     depth: int
     normalisation: NormalisationState | None
+    history: History = field(default_factory=History)
+    classes: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +75,16 @@ class CycleInput:
         input: complete input specification.
         parent: the champion; None in the first cycle of a fresh network.
         attempt: retries with changed options; resumes do not count.
-        megabatches: old and new ones.
+        megabatches: new ones, and old ones that are replayed or whose validation examples are still asked.
         new: numbers of those that no ancestor trained on.
         untested: numbers of new ones that no champion has been tested on.
+        replay: rows of old megabatches that are in the parent's replay buffer, by number: (n,) bool.
+        pinned: numbers of megabatches that policies replay whatever else they choose.
+        evaluation: a fixed labelled set that is never trained on, if the model has one.
+        holds: guardrails that hold pruning since they tripped on a version that was withheld; they stand for those in
+            the parent's history.
+        hold: why density is to be held in this cycle alone, if it is.
+        scale: share of the planned pruning step to take, in [0, 1].
         initial: weights to start from when there is no parent, strictly loaded.
         architecture: the user's factory, for the network ``custom``.
     """
@@ -76,8 +96,20 @@ class CycleInput:
     megabatches: Sequence[Examples]
     new: frozenset[int]
     untested: frozenset[int]
+    replay: Buffer = field(default_factory=dict)
+    pinned: frozenset[int] = frozenset()
+    evaluation: Examples | None = None
+    holds: tuple[Hold, ...] = ()
+    hold: str | None = None
+    scale: float = 1.0
     initial: Arrays | None = None
     architecture: Factory | None = None
+
+    @property
+    def history(self) -> History:
+        """What the lineage remembers before this cycle, and what holds pruning in it."""
+        before = self.parent.history if self.parent else History()
+        return replace(before, holds=self.holds) if self.holds else before
 
 
 class Plan:
@@ -86,21 +118,38 @@ class Plan:
     def __init__(self, given: CycleInput, device: torch.device) -> None:
         if not given.input.complete:
             raise InvalidInputSpec("the input is not complete: shape, dtype, classes and normalisation must be known")
-        self.given, self.device, self.recipe = given, device, given.recipe
-        parent = given.parent
-        self.depth = parent.depth + 1 if parent else 1
-        self.stage = (parent.stage if parent else 0) + advances(self.recipe.schedule)
-        self.target_density = density_at(self.recipe.schedule, self.stage)
-        numbers = {examples.number for examples in given.megabatches}
-        self.assignments = assign(self.recipe.replay, numbers - given.new, given.new)
+        self.device, self.recipe = device, given.recipe
+        self.depth = given.parent.depth + 1 if given.parent else 1
+        self._attempt, self._champion = given.attempt, given.parent
+        self.given = with_late_classes(given, self.seed("initial-weights"))
         self._by_number = {examples.number: examples for examples in given.megabatches}
-        self._replayed = [self._by_number[number] for number in self.assignments]
-        self._held_out = [is_validation(examples.ids, self.recipe.validation_share) for examples in self._replayed]
+        self.buffer = replay.pool(given.replay, given.pinned, given.new, {e.number: len(e) for e in given.megabatches})
+        self.trained = tuple(sorted(self.buffer))
+        self._replayed = [self._by_number[number] for number in self.trained]
+        self._free = [~_within(examples, given.evaluation) for examples in self._replayed]
+        self._held_out = [
+            is_validation(examples.ids, self.recipe.validation_share) & free
+            for examples, free in zip(self._replayed, self._free, strict=True)
+        ]
         self.normalisation = self._statistics()
-        self.training = self._rows(self._replayed, [~held for held in self._held_out], self.normalisation)
+        chosen = [self.buffer[number] & rows for number, rows in zip(self.trained, self._trainable, strict=True)]
+        self.training = self._rows(self._replayed, chosen, self.normalisation)
         if not len(self.training):
             raise NothingToTrain("no training examples are left: upload more, or lower validation_share")
         self.selection, self._verdict_half, self.notes = self._halves()
+
+    def step(self, mask: Mask) -> Step:
+        """What this cycle does to the density of ``mask``, the one that it starts under."""
+        parent, history = self.given.parent, self.given.history
+        arrived = history.arrived + sum(len(self._by_number[number]) for number in self.given.new)
+        standing = Standing(parent.stage if parent else 0, mask.kept, mask.total, arrived, history)
+        return advance(self.recipe.schedule, standing, hold=self.given.hold or history.held, scale=self.given.scale)
+
+    def order(self, epoch: int) -> Tensor:
+        """Positions of the training rows in the order in which an epoch shows them."""
+        share = self.recipe.replay.new_share
+        new = np.isin(self.training.source, [i for i, n in enumerate(self.trained) if n in self.given.new])
+        return replay.epoch_order(new, share, self.seed(f"epoch-{epoch}"))
 
     @property
     def subject(self) -> dict[str, Any]:
@@ -111,15 +160,40 @@ class Plan:
             "attempt": self.given.attempt,
             "megabatches": sorted(self._by_number),
             "new": sorted(self.given.new),
+            "pinned": sorted(self.given.pinned),
+            "evaluation": len(self.given.evaluation) if self.given.evaluation is not None else None,
+            "classes": len(self.given.input.classes or ()),
+            "holds": [asdict(hold) for hold in self.given.history.holds],
+            "hold": self.given.hold,
+            "scale": self.given.scale,
         }
 
     def seed(self, purpose: str) -> int:
         """The seed for one random choice of this cycle."""
-        return seed_for(self.recipe.seed, self.depth, self.given.attempt, purpose)
+        return seed_for(self.recipe.seed, self.depth, self._attempt, purpose)
 
     def network(self) -> nn.Module:
         """The network that this cycle starts from: the parent's, the initial weights', or a fresh one."""
         return starting_network(self.given, self.seed("initial-weights"), self.device)
+
+    def champion(self, start: nn.Module | None = None) -> nn.Module:
+        """The parent's network as its clients have it, with the classes that it knows.
+
+        Args:
+            start: the network that this cycle starts from, not trained yet: the very same, unless classes came late.
+        """
+        assert self._champion is not None and self.given.input.classes is not None
+        classes = self.given.input.classes[: self._champion.classes]
+        if start is not None and classes == self.given.input.classes:
+            return start
+        given = replace(self.given, parent=self._champion, input=replace(self.given.input, classes=classes))
+        return starting_network(given, self.seed("initial-weights"), self.device)
+
+    @property
+    def left_out(self) -> int:
+        """Examples of the megabatches that are trained on which are left out, since the evaluation set holds them."""
+        kept = zip(self.trained, self._free, strict=True)
+        return sum(int((self.buffer[number] & ~free).sum()) for number, free in kept)
 
     def megabatch(self, number: int) -> Rows:
         """All rows of one megabatch, as the parent's clients normalise them."""
@@ -127,24 +201,78 @@ class Plan:
         everything = np.ones(len(examples), dtype=np.bool_)
         return self._rows([examples], [everything], self._parents_normalisation, hold=False)
 
-    def sample(self) -> Tensor:
-        """Positions of the training rows to score on, in order: a random share of the newest megabatch's size."""
-        if not isinstance(self.recipe.criterion, Snip):
-            return torch.empty(0, dtype=torch.int64)
-        size = max(1, round(self.recipe.criterion.sample * len(self._replayed[-1])))
-        return permutation(len(self.training), self.seed("scores"))[:size].sort().values
+    def sample(self, size: int, purpose: str) -> Tensor:
+        """Positions of ``size`` random training rows, in random order."""
+        return permutation(len(self.training), self.seed(purpose))[:size]
 
-    def candidate_answers(self, network: nn.Module, pulse: Callable[[], None]) -> Evaluation | None:
-        """How the trained network answers the validation rows of the verdict; None when there are none."""
-        held_out = self._validation(self._verdict_half, self.normalisation)
-        return evaluate(network, held_out, pulse) if len(held_out) else None
+    @property
+    def sample_size(self) -> int:
+        """How many training rows the criterion's sample holds: a share of the newest megabatch's size; 0 for none."""
+        share = getattr(self.recipe.criterion, "sample", 0.0)
+        return max(1, round(share * len(self._replayed[-1]))) if share else 0
+
+    def examples(self, number: int) -> Examples:
+        """One megabatch."""
+        return self._by_number[number]
+
+    def next_buffer(self, network: nn.Module, pulse: Callable[[], None]) -> dict[int, npt.NDArray[np.bool_]]:
+        """What is replayed after this cycle, as the policy chooses with the trained ``network``."""
+        rows = self.training
+        numbers = np.asarray(self.trained)[rows.source]
+        free = np.flatnonzero(~np.isin(numbers, sorted(self.given.pinned)))
+        candidates = replay.Candidates(
+            megabatch=numbers[free], row=rows.row[free], labels=rows.labels[free], ids=rows.ids[free],
+            row_bytes=rows.row_bytes, seed=self.recipe.seed, depth=self.depth,
+            features=lambda chosen: features_of(network, self.recipe.network, rows, free[chosen], pulse),
+            losses=lambda: losses_of(network, rows, free, pulse),
+        )  # fmt: skip
+        kept = np.zeros(len(rows), dtype=np.bool_)
+        kept[free] = replay.POLICIES[self.recipe.replay](self.recipe.replay, candidates)
+        return rows.by_megabatch(kept, self.trained)
+
+    def composition(self, buffer: Buffer) -> dict[str, Any]:
+        """What ``next_buffer`` is made of, as plain JSON values."""
+        labels = {number: self._by_number[number].y for number in buffer}
+        rows = self.training
+        return replay.composition(self.recipe.replay, buffer, labels, rows.classes, rows.row_bytes)
+
+    def answers(self, network: nn.Module, rows: Rows, pulse: Callable[[], None]) -> Evaluation | None:
+        """How a network answers some rows; None when there are none."""
+        return evaluate(network, rows, pulse) if len(rows) else None
 
     def champion_answers(self, pulse: Callable[[], None]) -> Evaluation | None:
-        """How the champion, normalised its own way, answers the same rows; None when there are none, or no champion."""
+        """How the champion, normalised its own way, answers the verdict's rows; None without rows or champion."""
         if self.given.parent is None:
             return None
-        held_out = self._validation(self._verdict_half, self._parents_normalisation)
-        return evaluate(self.network(), held_out, pulse) if len(held_out) else None
+        rows = self._validation(self._verdict_half, self._parents_normalisation)
+        return self.answers(self.champion(), rows, pulse)
+
+    @property
+    def verdict(self) -> Rows:
+        """Validation rows that no epoch was selected on."""
+        return self._validation(self._verdict_half, self.normalisation)
+
+    @property
+    def evaluation(self) -> Rows:
+        """The evaluation set, whole; empty when the model has none."""
+        given = [self.given.evaluation] if self.given.evaluation is not None else []
+        return self._rows(given, [np.ones(len(e), dtype=np.bool_) for e in given], self.normalisation, hold=False)
+
+    def retained(self, network: nn.Module, pulse: Callable[[], None]) -> dict[int, Retained]:
+        """What a network knows of the validation rows of each megabatch, by number; those without any are left out."""
+        everything = sorted(self.given.megabatches, key=lambda examples: examples.number)
+        held = [is_validation(examples.ids, self.recipe.validation_share) for examples in everything]
+        rows = self._rows(everything, held, self.normalisation, hold=False)
+        if not len(rows):
+            return {}
+        right = evaluate(network, rows, pulse).correct
+        sources = [(examples.number, rows.source == index) for index, examples in enumerate(everything)]
+        return {n: Retained(int(right[here].sum()), int(here.sum())) for n, here in sources if here.any()}
+
+    @property
+    def _trainable(self) -> list[npt.NDArray[np.bool_]]:
+        """Rows of each megabatch that are neither held out nor in the evaluation set."""
+        return [~held & free for held, free in zip(self._held_out, self._free, strict=True)]
 
     @property
     def _parents_normalisation(self) -> NormalisationState | None:
@@ -183,22 +311,40 @@ class Plan:
         """The parent's statistics; before there are any, those of the first megabatch's training rows."""
         if self._parents_normalisation is not None:
             return self._parents_normalisation
-        for examples, held in zip(self._replayed, self._held_out, strict=True):
-            if not held.all():
-                return initial_state(self.given.input, self._rows([examples], [~held], None, hold=False).stored)
+        for examples, rows in zip(self._replayed, self._trainable, strict=True):
+            if rows.any():
+                return initial_state(self.given.input, self._rows([examples], [rows], None, hold=False).stored)
         raise NothingToTrain("no training examples are left: upload more, or lower validation_share")
+
+
+def with_late_classes(given: CycleInput, seed: int) -> CycleInput:
+    """The same input; a parent that knows fewer classes than there are is given rows for the others.
+
+    Args:
+        seed: of the fresh network that new rows are taken from.
+    """
+    parent, now = given.parent, len(given.input.classes or ())
+    if parent is None or parent.classes in (None, now):
+        return given
+    fresh = starting_network(replace(given, parent=None, initial=None), seed, torch.device("cpu"))
+    rows = {name: tensor.numpy() for name, tensor in fresh.state_dict().items()}
+    kept = {name: np.ones(array.shape, dtype=np.bool_) for name, array in rows.items()}
+    arrays, masks = (grown(old, new, parent.classes, now) for old, new in ((parent.arrays, rows), (parent.masks, kept)))
+    return replace(given, parent=replace(parent, arrays=arrays, masks=masks, classes=now))
 
 
 def starting_network(given: CycleInput, seed: int, device: torch.device) -> nn.Module:
     """The network that a cycle starts from.
 
     Raises:
+        InvalidRecipe: when ``network.features`` names no module of the network.
         InvalidWeights: when the parent's arrays, or the initial weights, are not exactly the network's tensors.
     """
     assert given.input.shape is not None
     shape = network_shape(given.input.shape, given.recipe.network)
     classes = len(given.input.classes or ())
     network = build(given.recipe.network, shape, classes, seed=seed, device=device, factory=given.architecture)
+    check_features(network, given.recipe.network, shape)
     whose, arrays = ("the parent's", given.parent.arrays) if given.parent else ("the initial", given.initial)
     if arrays is not None:
         faults = load_strictly(network, arrays)
@@ -208,6 +354,13 @@ def starting_network(given: CycleInput, seed: int, device: torch.device) -> nn.M
             name = given.recipe.network.name
             raise InvalidWeights(f"{whose} weights do not fit the network {name}: {', '.join(faults[:8])}{more}")
     return network
+
+
+def _within(examples: Examples, evaluation: Examples | None) -> npt.NDArray[np.bool_]:
+    """Which of these examples the evaluation set holds too: (n,) bool."""
+    if evaluation is None:
+        return np.zeros(len(examples), dtype=np.bool_)
+    return np.asarray(np.isin(examples.ids, evaluation.ids))
 
 
 def is_finite(values: npt.NDArray[Any]) -> bool:

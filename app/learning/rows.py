@@ -65,6 +65,7 @@ class Rows:
     Attributes:
         held: whether the prepared set is one tensor on the device.
         ids, labels: (n,) uint64 and (n,) int64, in order.
+        source, row: (n,) int64: which of the megabatches each row is from, by position, and its row there.
         chunk: rows that ``chunks`` gives at a time.
 
     Raises:
@@ -83,8 +84,8 @@ class Rows:
     ) -> None:
         rows = [np.flatnonzero(mask) for mask in chosen]
         self._arrays = [examples.x for examples in megabatches]
-        self._source = np.repeat(np.arange(len(rows)), [len(part) for part in rows])
-        self._row = _joined(rows, np.int64)
+        self.source = np.repeat(np.arange(len(rows)), [len(part) for part in rows])
+        self.row = _joined(rows, np.int64)
         self.ids: npt.NDArray[np.uint64] = _joined(
             [examples.ids[part] for examples, part in zip(megabatches, rows, strict=True)], np.uint64
         )
@@ -100,7 +101,7 @@ class Rows:
         self.held = hold and len(self) * width * 4 <= HELD_BYTES
 
     def __len__(self) -> int:
-        return len(self._row)
+        return len(self.row)
 
     @cached_property
     def _whole(self) -> Tensor:
@@ -122,6 +123,26 @@ class Rows:
             return self._whole.index_select(0, at), self._y.index_select(0, at)
         return self._prepare(self._stored(positions.cpu().numpy())), self._y.index_select(0, at)
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row as stored."""
+        return self._arrays[0][:1].nbytes if self._arrays else 0
+
+    def by_megabatch(self, kept: npt.NDArray[np.bool_], numbers: Sequence[int]) -> dict[int, npt.NDArray[np.bool_]]:
+        """Rows of ``kept`` ((len,) bool) as rows of each megabatch, by number; those without any are left out.
+
+        Args:
+            kept: which of these rows.
+            numbers: of the megabatches that these rows were taken from, in their order.
+        """
+        found = {}
+        for index, number in enumerate(numbers):
+            here = self.source == index
+            if kept[here].any():
+                found[number] = np.zeros(len(self._arrays[index]), dtype=np.bool_)
+                found[number][self.row[here & kept]] = True
+        return found
+
     def chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """All rows in order, ``chunk`` at a time."""
         for start in range(0, len(self), self.chunk):
@@ -137,7 +158,7 @@ class Rows:
             yield self._stored(np.arange(start, min(start + self.chunk, len(self))))
 
     def _stored(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        source, row = self._source[positions], self._row[positions]
+        source, row = self.source[positions], self.row[positions]
         first = self._arrays[0]
         taken = np.empty((len(positions), *first.shape[1:]), dtype=first.dtype)
         for index in np.unique(source):

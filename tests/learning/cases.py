@@ -54,6 +54,7 @@ def small_recipe(**over: Any) -> Recipe:
     """Two epochs of a tiny mlp, a third of the examples held out."""
     training = {"epochs": 2, "minibatch": 16, "learning_rate": 0.05} | over.pop("training", {})
     document = {
+        "preset": "app-paper",
         "seed": 7,
         "network": {"name": "mlp", "hidden": [12, 10]},
         "schedule": {"name": "app", "stages": 4},
@@ -61,6 +62,15 @@ def small_recipe(**over: Any) -> Recipe:
         "training": training,
     }
     return Recipe.resolve(document | over)
+
+
+def gradual(criterion: dict[str, Any] | None = None, network: dict[str, Any] | None = None, **training: Any) -> Recipe:
+    """Like the default recipe: pruned over a ramp within the cycle."""
+    return small_recipe(
+        preset="espalier", schedule={"name": "factor", "stages": 4}, criterion=criterion or {"name": "taylor"},
+        pace={"steps": 4}, network=network or {"name": "mlp", "hidden": [12, 10]},
+        training={"minibatch": 8, "least_steps": 0, "rate": {"name": "cosine"}} | training,
+    )  # fmt: skip
 
 
 def first_cycle(recipe: Recipe, *examples: Examples, **over: Any) -> CycleInput:
@@ -71,14 +81,17 @@ def first_cycle(recipe: Recipe, *examples: Examples, **over: Any) -> CycleInput:
 
 
 def parent_of(result: CycleResult) -> Parent:
-    return Parent(result.arrays, result.masks, result.stage, result.depth, result.normalisation)
+    return Parent(result.arrays, result.masks, result.stage, result.depth, result.normalisation, result.history)
 
 
 def next_cycle(before: CycleInput, result: CycleResult, *examples: Examples, **over: Any) -> CycleInput:
     """The cycle after ``result``, with new megabatches."""
     numbers = frozenset(e.number for e in examples)
-    kept = [e for e in before.megabatches if e.number in result.assignments]
-    given = replace(before, parent=parent_of(result), megabatches=[*kept, *examples], new=numbers, untested=numbers)
+    kept = [e for e in before.megabatches if e.number in result.replay]
+    given = replace(
+        before, parent=parent_of(result), megabatches=[*kept, *examples], new=numbers, untested=numbers,
+        replay=result.replay,
+    )  # fmt: skip
     return replace(given, **over)
 
 
@@ -100,9 +113,18 @@ def same_arrays(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> boo
 
 
 def same_result(a: CycleResult, b: CycleResult) -> bool:
-    """Bit-identical arrays and masks, equal metrics, verdicts and events."""
-    plain = [(r.metrics, r.verdict, r.prequential, r.events, r.stage, r.depth, r.layers, r.assignments) for r in (a, b)]
-    return same_arrays(a.arrays, b.arrays) and same_arrays(a.masks, b.masks) and plain[0] == plain[1]
+    """Bit-identical arrays, masks and buffers; equal metrics, verdicts, histories and events."""
+    plain = [
+        (r.metrics, r.verdict, r.prequential, r.events, r.stage, r.depth, r.layers, r.trained, r.history, r.report)
+        for r in (a, b)
+    ]
+    buffers = [{str(number): rows for number, rows in r.replay.items()} for r in (a, b)]
+    return (
+        same_arrays(*buffers)
+        and same_arrays(a.arrays, b.arrays)
+        and same_arrays(a.masks, b.masks)
+        and plain[0] == plain[1]
+    )
 
 
 class Noisy(nn.Module):
@@ -125,3 +147,8 @@ class Noisy(nn.Module):
 
 def noisy(shape: tuple[int, ...], classes: int, width: int = 6) -> nn.Module:
     return Noisy(shape, classes, width)
+
+
+def events_of(result: CycleResult, kind: str) -> list[dict[str, Any]]:
+    """Parameters of the events of one kind."""
+    return [event.parameters for event in result.events if event.kind == kind]

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +21,15 @@ from app.errors import (
     NothingToTrain,
     TrainingDiverged,
 )
-from app.learning import criteria, rows
+from app.learning import criteria, cycle, rows
 from app.learning.architectures import build, load_strictly, prunable_parameters
 from app.learning.cycle import CycleInput, CycleResult, Examples, Parent, initial_version
+from app.learning.evaluation import evaluate
 from app.learning.normalisation import Preparation
 from app.learning.plan import Plan
 from app.learning.recipe import Magnitude, Recipe
 from app.learning.rows import Rows
 from app.learning.schedules import density_at, kept_at
-from app.learning.training import evaluate
 from espalier.formats import checkpoint
 from espalier.formats.canonical import exact
 from espalier.formats.megabatch import is_validation
@@ -35,7 +37,9 @@ from tests.learning.cases import (
     CPU,
     Snapshot,
     clusters,
+    events_of,
     first_cycle,
+    gradual,
     images,
     next_cycle,
     noisy,
@@ -53,10 +57,6 @@ class Killed(Exception):
     """The worker is gone."""
 
 
-def events(result: CycleResult, kind: str) -> list[dict[str, Any]]:
-    return [event.parameters for event in result.events if event.kind == kind]
-
-
 def stream(recipe: Recipe, cycles: int, make: Callable[[int], Examples] = clusters) -> list[CycleResult]:
     given = first_cycle(recipe, make(1))
     results = [run(given)]
@@ -69,7 +69,7 @@ def stream(recipe: Recipe, cycles: int, make: Callable[[int], Examples] = cluste
 # -- density, nesting, stage -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("criterion", ["snip", "magnitude", "random"])
+@pytest.mark.parametrize("criterion", ["snip", "snip-absolute", "magnitude", "random"])
 def test_every_stage_has_the_planned_density_and_nests(criterion: str) -> None:
     recipe = small_recipe(criterion={"name": criterion})
     before = None
@@ -84,17 +84,69 @@ def test_every_stage_has_the_planned_density_and_nests(criterion: str) -> None:
         before = result.masks
 
 
+def test_a_ramp_prunes_step_by_step_while_it_trains() -> None:
+    given = second_cycle(gradual(epochs=3))
+    result = run(given)
+    steps = events_of(result, "mask.pruned")
+    assert [step["step"] for step in steps] == [1, 2, 3, 4] and steps[0]["steps"] == 4
+    assert steps[0]["optimizer_step"] >= 1 and steps[-1]["kept"] == result.kept
+    (trained,) = events_of(result, "network.trained")
+    assert steps[-1]["optimizer_step"] == math.ceil(trained["steps"] / 2)
+    for before, after in pairwise(steps):
+        assert before["mask_digest_after"] == after["mask_digest_before"] and before["kept"] > after["kept"]
+    assert all(step["planned"] == step["kept"] for step in steps)
+    assert steps[0]["scored"] == "gradients of training" and 0 <= steps[1]["mask_agreement"] <= 1
+
+
+@pytest.mark.parametrize("schedule", ["factor", "linear", "cubic", "examples", "auto", "app", "one-shot"])
+def test_every_schedule_prunes_to_the_weight_and_nests(schedule: str) -> None:
+    recipe = gradual().model_copy(update={"schedule": Recipe.resolve({"schedule": {"name": schedule}}).schedule})
+    before = None
+    for result in stream(recipe, 3):
+        assert (
+            result.kept == kept_at(result.target_density, result.total) == sum(m.sum() for m in result.masks.values())
+        )
+        for name, mask in result.masks.items():
+            assert not result.arrays[name][~mask].any()
+            assert before is None or not (mask & ~before[name]).any()
+        before = result.masks
+
+
+def test_a_held_cycle_trains_and_keeps_its_mask_and_its_stage() -> None:
+    given = second_cycle(gradual())
+    result = run(replace(given, hold="accuracy fell"))
+    assert given.parent is not None and same_arrays(result.masks, dict(given.parent.masks))
+    assert result.stage == given.parent.stage and result.depth == given.parent.depth + 1
+    assert events_of(result, "mask.held")[0]["reason"] == "accuracy fell" and not events_of(result, "mask.pruned")
+
+
+def test_half_a_step_prunes_half_as_much() -> None:
+    given = second_cycle(gradual())
+    assert given.parent is not None
+    parent = sum(int(mask.sum()) for mask in given.parent.masks.values())
+    whole, half = run(given), run(replace(given, scale=0.5))
+    assert parent - half.kept == pytest.approx((parent - whole.kept) / 2, abs=1)
+    assert half.stage == given.parent.stage == whole.stage - 1
+
+
+def test_a_mask_that_is_not_the_planned_one_fails_the_cycle(monkeypatch: pytest.MonkeyPatch) -> None:
+    rank_running = cycle.rank_running
+    monkeypatch.setattr(cycle, "rank_running", lambda *a: rank_running(*a[:-1], a[-1] - 1))
+    with pytest.raises(InvariantBroken, match="weights are kept where"):
+        run(second_cycle(gradual()))
+
+
 def test_at_the_last_stage_pruning_ends_and_the_stage_goes_on() -> None:
     *_, fourth, fifth = stream(small_recipe(), 5)
     assert (fourth.stage, fifth.stage) == (4, 5)
-    assert events(fourth, "mask.pruned") and not events(fifth, "mask.pruned")
+    assert events_of(fourth, "mask.pruned") and not events_of(fifth, "mask.pruned")
     assert same_arrays(fourth.masks, fifth.masks)
 
 
 def test_dense_never_prunes_nor_advances_the_stage() -> None:
-    first, second = stream(small_recipe(schedule={"name": "dense"}), 2)
+    first, second = stream(small_recipe(schedule={"name": "constant"}), 2)
     assert (first.stage, second.stage, first.depth, second.depth) == (0, 0, 1, 2)
-    assert second.kept == second.total and not events(second, "mask.pruned")
+    assert second.kept == second.total and not events_of(second, "mask.pruned")
     assert all(mask.all() for mask in second.masks.values())
 
 
@@ -102,19 +154,21 @@ def test_a_schedule_that_asks_for_more_than_is_left_keeps_what_is_left() -> None
     given = second_cycle(small_recipe(schedule={"name": "one-shot", "target": 0.1}))
     loosened = replace(given, recipe=small_recipe(schedule={"name": "one-shot", "target": 0.9}))
     result = run(loosened)
-    assert result.target_density == 0.9 and result.kept == kept_at(0.1, result.total)
+    assert result.target_density == result.kept / result.total and result.kept == kept_at(0.1, result.total)
 
 
 def test_the_audit_event_tells_the_whole_pruning_step() -> None:
     given = second_cycle(small_recipe())
     result = run(given)
     assert given.parent is not None
-    (step,) = events(result, "mask.pruned")
+    (step,) = events_of(result, "mask.pruned")
     assert list(step) == [
-        "stage", "step", "criterion", "schedule", "target_density", "realised_density", "kept", "total", "layers",
-        "score_quantiles", "threshold", "sample_digest", "sample_size", "batchnorm_mode", "seed", "mask_digest_before",
-        "mask_digest_after",
+        "stage", "step", "steps", "optimizer_step", "criterion", "schedule", "pace", "distribution", "target_density",
+        "planned", "realised_density", "kept", "total", "layers", "score_quantiles", "threshold", "scored",
+        "sample_digest", "sample_size", "batchnorm_mode", "seed", "mask_agreement", "mask_agreement_by_layer",
+        "remedies", "mask_digest_before", "mask_digest_after",
     ]  # fmt: skip
+    assert (step["steps"], step["optimizer_step"], step["pace"], step["planned"]) == (1, 0, "at-start", result.kept)
     assert (step["stage"], step["step"], step["criterion"], step["schedule"]) == (2, 1, "snip", "app")
     assert step["kept"] == result.kept and step["realised_density"] == result.kept / result.total
     assert step["mask_digest_before"] == checkpoint.mask_digest(dict(given.parent.masks))
@@ -179,7 +233,7 @@ def test_scoring_other_weights_than_the_parents_is_noticed(monkeypatch: pytest.M
 def test_scores_come_from_training_rows_of_all_megabatches() -> None:
     given = second_cycle(small_recipe(criterion={"name": "snip", "sample": 1.0}))
     plan = Plan(given, CPU)
-    ids = plan.training.ids[plan.sample().numpy()]
+    ids = plan.training.ids[plan.sample(plan.sample_size, "scores-0").numpy()]
     assert not is_validation(ids, given.recipe.validation_share).any()
     first, second = (set(examples.ids) for examples in given.megabatches)
     assert len(ids) == 60 and first & set(ids) and second & set(ids)
@@ -196,7 +250,7 @@ def test_the_champion_is_tested_on_all_rows_of_each_new_megabatch_before_trainin
     prepare = Preparation(given.input, result.normalisation, given.recipe.network, CPU)
     for examples in (clusters(2), drifted):
         expected = evaluate(network, Rows([examples], [np.ones(60, bool)], prepare, device=CPU, classes=3))
-        assert tested[examples.number] == (expected.accuracy, expected.loss, 60)
+        assert tested[examples.number] == (expected.accuracy, expected.loss, 60, 0)
     assert list(tested) == [2, 3]
     assert run(given).metrics["prequential_accuracy"] == pytest.approx((tested[2][0] + tested[3][0]) / 2)
 
@@ -235,14 +289,19 @@ def test_statistics_come_from_training_rows_of_the_first_megabatch_and_freeze() 
 def test_no_replay_trains_on_the_new_ones_alone() -> None:
     recipe = small_recipe(replay={"name": "none"})
     result = run(second_cycle(recipe))
-    assert result.assignments == (2,)
-    (report,) = events(result, "network.trained")
+    assert result.trained == (2,) and result.replay == {}
+    (report,) = events_of(result, "network.trained")
     fresh = ~is_validation(clusters(2).ids, recipe.validation_share)
     assert report["examples"] == fresh.sum() and result.metrics["examples_seen"] == 2 * fresh.sum()
 
 
 def test_full_replay_trains_on_all() -> None:
-    assert run(second_cycle(small_recipe())).assignments == (1, 2)
+    given = second_cycle(small_recipe())
+    result = run(given)
+    assert result.trained == (1, 2) and list(result.replay) == [1, 2]
+    for examples in given.megabatches:
+        kept = ~is_validation(examples.ids, given.recipe.validation_share)
+        assert np.array_equal(result.replay[examples.number], kept), "validation rows are never trained on"
 
 
 def test_metrics_are_those_of_the_published_weights_on_rows_that_were_not_selected_on() -> None:
@@ -265,7 +324,7 @@ def test_metrics_are_those_of_the_published_weights_on_rows_that_were_not_select
 def test_selecting_the_last_epoch_judges_on_all_validation_rows() -> None:
     given = second_cycle(small_recipe(training={"select": "last"}))
     result = run(given)
-    (judged,) = events(result, "cycle.judged")
+    (judged,) = events_of(result, "cycle.judged")
     held = sum(int(is_validation(e.ids, 0.34).sum()) for e in given.megabatches)
     assert judged["rules"][0]["examples"] == held
     assert result.metrics["best_epoch"] == result.metrics["epochs"] == 2
@@ -296,7 +355,7 @@ def test_no_validation_rows_are_said_and_keep_the_last_epoch() -> None:
 
 def test_a_drop_withholds_the_version() -> None:
     """Labels turned round: what is learned from them answers the champion's validation rows wrongly."""
-    recipe = small_recipe(training={"epochs": 25, "select": "last"}, schedule={"name": "dense"})
+    recipe = small_recipe(training={"epochs": 25, "select": "last"}, schedule={"name": "constant"})
     first = first_cycle(recipe, clusters(1, 400, noise=0.1))
     poison = clusters(2, 1200, noise=0.1)
     poison = replace(poison, y=(poison.y + 1) % 3)
@@ -335,7 +394,18 @@ CYCLES: dict[str, Callable[[], CycleInput]] = {
     ),
     "own network, bfloat16, magnitude": lambda: with_own_network(precision="bfloat16"),
     "first cycle": lambda: first_cycle(small_recipe()),
-    "dense": lambda: second_cycle(small_recipe(schedule={"name": "dense"})),
+    "espalier": lambda: second_cycle(gradual(epochs=3)),
+    "espalier, cnn, adamw, best epoch": lambda: second_cycle(
+        gradual(epochs=3, select="best-epoch", optimizer={"name": "adamw"}, network={"name": "cnn", "channels": [4]}),
+        images,
+    ),
+    "ramp of snip, own network": lambda: second_cycle(
+        gradual({"name": "snip", "stability": {"at_least": 0.9}}, network={"name": "custom", "architecture": "noisy"}),
+        images,
+        architecture=noisy,
+    ),
+    "iterated snip at the start": lambda: second_cycle(small_recipe(criterion={"name": "snip", "iterations": 3})),
+    "dense": lambda: second_cycle(small_recipe(schedule={"name": "constant"})),
 }
 
 

@@ -37,8 +37,57 @@ def test_ties_within_a_layer_across_chunks(monkeypatch: pytest.MonkeyPatch) -> N
     assert chosen.mask["a"].tolist() == [True] * 7 + [False] * 3
 
 
-def test_negative_zero_ties_with_zero() -> None:
-    assert top_k(scores_of(a=[-0.0, 0.0]), full(a=(2,)), 1).mask["a"].tolist() == [True, False]
+@pytest.mark.parametrize("chunk", [1, 100])
+def test_negative_zero_ties_with_zero(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_CHUNK", chunk)
+    chosen = top_k(scores_of(a=[-0.0, 0.0]), full(a=(2,)), 1)
+    assert chosen.mask["a"].tolist() == [True, False]
+    assert str(chosen.threshold) == "0.0" and str(chosen.quantiles[0]) == "0.0"
+
+
+def test_more_weights_than_are_partitioned_are_counted() -> None:
+    """With the real chunk size: many pieces, many ties, most of it pruned; and in any layout."""
+    size = 2 * module._CHUNK + 3
+    scores = {"a": torch.arange(3 * size).remainder(1009).neg().float().reshape(3, size).t()}
+    mask = Mask({"a": torch.arange(3 * size).remainder(7).ne(2).reshape(size, 3)})
+    k = mask.kept // 10
+    ranked = torch.where(mask["a"], scores["a"], -torch.inf).reshape(-1).sort(descending=True, stable=True).indices[:k]
+    chosen = top_k(scores, mask, k).mask["a"].reshape(-1)
+    assert int(chosen.sum()) == k and bool(chosen[ranked].all())
+
+
+def test_floors_are_kept_before_all_others() -> None:
+    scores = scores_of(a=[9.0, 8.0, 7.0, 6.0], b=[1.0, 2.0, 2.0], c=[0.5])
+    chosen = top_k(scores, full(a=(4,), b=(3,), c=(1,)), 4, least={"b": 1, "c": 1})
+    assert [layer.kept for layer in chosen.mask.layers] == [2, 1, 1]
+    assert chosen.mask["b"].tolist() == [False, True, False]
+    assert chosen.threshold == 0.5 and chosen.quantiles[-1] == 9.0
+
+
+def test_floors_that_hold_by_themselves_change_nothing() -> None:
+    scores, mask = scores_of(a=[9.0, 8.0, 7.0], b=[1.0, 8.0]), full(a=(3,), b=(2,))
+    assert top_k(scores, mask, 3, least={"a": 2, "b": 1}).mask.digest() == top_k(scores, mask, 3).mask.digest()
+
+
+def test_floors_that_add_up_to_k_are_budgets() -> None:
+    chosen = top_k(scores_of(a=[9.0, 8.0], b=[1.0, 1.0, 3.0]), full(a=(2,), b=(3,)), 3, least={"a": 1, "b": 2})
+    assert chosen.mask["a"].tolist() == [True, False] and chosen.mask["b"].tolist() == [True, False, True]
+    assert chosen.threshold == 1.0
+
+
+@pytest.mark.parametrize(
+    ("least", "said"),
+    [
+        ({"a": 2}, "at least 2 weights of a are to be kept of 1"),
+        ({"a": -1}, "at least -1 weights of a"),
+        ({"c": 1}, "at least 1 weights of c are to be kept of 0"),
+        ({"a": 1, "b": 2}, "at least 3 weights are to be kept where 2 are planned"),
+    ],
+)
+def test_floors_that_cannot_be_kept_are_refused(least: dict[str, int], said: str) -> None:
+    before = Mask({"a": torch.tensor([True, False]), "b": torch.tensor([True, True])})
+    with pytest.raises(InvariantBroken, match=said):
+        top_k(scores_of(a=[1.0, 2.0], b=[1.0, 2.0]), before, 2, least=least)
 
 
 def test_negative_scores_rank_as_numbers_do() -> None:
@@ -56,8 +105,10 @@ def test_scores_of_pruned_weights_are_not_looked_at() -> None:
     assert top_k(scores_of(a=[1.0, float("nan"), 2.0]), before, 1).mask["a"].tolist() == [False, False, True]
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_score_that_is_not_finite_is_refused(bad: float) -> None:
+@pytest.mark.parametrize("chunk", [1, 100])
+@pytest.mark.parametrize("bad", [float("nan"), -float("nan"), float("inf"), -float("inf")])
+def test_a_score_that_is_not_finite_is_refused(bad: float, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_CHUNK", chunk)
     with pytest.raises(TrainingDiverged, match="scores of a are infinite or NaN: lower"):
         top_k(scores_of(a=[1.0, bad]), full(a=(2,)), 1)
 

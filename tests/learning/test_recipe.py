@@ -8,7 +8,21 @@ from typing import Any
 import pytest
 
 from app.errors import InvalidRecipe
-from app.learning.recipe import PRESETS, App, Recipe, canonical_recipe, final_density, recipe_digest
+from app.learning.recipe import (
+    PRESETS,
+    App,
+    AtStart,
+    FullReplay,
+    Global,
+    Multistep,
+    Recipe,
+    Sgd,
+    Snip,
+    Training,
+    canonical_recipe,
+    final_density,
+    recipe_digest,
+)
 
 
 def faults(document: dict[str, Any]) -> dict[str, str]:
@@ -18,8 +32,8 @@ def faults(document: dict[str, Any]) -> dict[str, str]:
 
 
 def test_a_part_of_an_option_is_merged_onto_the_presets_own() -> None:
-    assert Recipe.resolve({"schedule": {"tau": 3}}).schedule == App(tau=3, stages=8)
-    assert Recipe.resolve({"training": {"rate": {"factor": 0.5}}}).training.rate.factor == 0.5
+    assert Recipe.resolve({"preset": "app-paper", "schedule": {"tau": 3}}).schedule == App(tau=3, stages=8)
+    assert Recipe.resolve({"training": {"rate": {"warmup": 0.5}}}).training.rate.warmup == 0.5
 
 
 def test_a_part_is_merged_onto_the_preset_not_onto_the_default() -> None:
@@ -38,17 +52,33 @@ def test_every_preset_resolves_to_a_document_that_resolves_to_itself(preset: str
     assert Recipe.resolve(json.loads(json.dumps(recipe.document()))) == recipe
 
 
-def test_the_default_is_app_as_published() -> None:
+def test_the_default_is_espalier() -> None:
     recipe = Recipe.resolve(None)
-    assert recipe == Recipe.resolve({"preset": "app-paper"}) == Recipe()
-    assert final_density(recipe.schedule) == pytest.approx(0.366, abs=5e-4)
+    assert recipe == Recipe.resolve({"preset": "espalier"}) == Recipe()
+    assert final_density(recipe.schedule) == 0.366
+
+
+def test_app_paper_is_the_paper_to_the_letter() -> None:
+    recipe = Recipe.resolve({"preset": "app-paper"})
+    assert recipe.schedule == App(tau=4.5, stages=8) and final_density(recipe.schedule) == 0.8**4.5
+    assert recipe.criterion == Snip(sample=0.2) and recipe.pace == AtStart() and recipe.replay == FullReplay()
+    assert recipe.distribution == Global(floor=0)
+    assert recipe.training == Training(
+        epochs=50, least_steps=0, minibatch=64, learning_rate=0.1, rate=Multistep(milestones=(0.4, 0.8), factor=0.1),
+        optimizer=Sgd(momentum=0.9, weight_decay=1e-4), label_smoothing=0, select="best-epoch",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "target"), [("safe", 0.366), ("balanced", 0.2), ("small", 0.1), ("tiny", 0.05)])
+def test_a_target_may_be_named(name: str, target: float) -> None:
+    assert Recipe.resolve({"schedule": {"target": name}}) == Recipe.resolve({"schedule": {"target": target}})
 
 
 def test_the_digest_depends_on_values_alone() -> None:
-    left = Recipe.resolve({"seed": 3, "schedule": {"tau": 4}})
+    left = Recipe.resolve({"preset": "app-paper", "seed": 3, "schedule": {"tau": 4}})
     right = Recipe.resolve({"schedule": {"name": "app", "tau": 4.0, "stages": 8}, "preset": "app-paper", "seed": 3})
     assert left.digest == right.digest == recipe_digest(dict(reversed(left.document().items())))
-    assert left.digest != Recipe.resolve({"seed": 4, "schedule": {"tau": 4}}).digest
+    assert left.digest != Recipe.resolve({"preset": "app-paper", "seed": 4, "schedule": {"tau": 4}}).digest
     assert json.loads(canonical_recipe(left.document())) == left.document()
 
 
@@ -56,17 +86,46 @@ def test_the_digest_depends_on_values_alone() -> None:
     ("document", "pointer", "words"),
     [
         ({"foo": 1}, "/foo", "known keys: preset, seed, network"),
-        ({"preset": "q"}, "/preset", "choose one of: app-paper, dense, one-shot"),
-        ({"schedule": {"name": "x"}}, "/schedule", "unknown name 'x'; choose one of: app, one-shot, dense"),
-        ({"schedule": {"tua": 3}}, "/schedule/tua", "unknown key 'tua'; known keys: name, tau, stages"),
-        ({"training": {"epochz": 3}}, "/training/epochz", "known keys: epochs, minibatch"),
+        ({"preset": "q"}, "/preset", "choose one of: espalier, app-paper, dense, one-shot"),
+        ({"schedule": {"name": "x"}}, "/schedule", "unknown name 'x'; choose one of: app, factor, one-shot, linear"),
+        ({"schedule": {"tua": 3}}, "/schedule/tua", "unknown key 'tua'; known keys: name, target, stages"),
+        ({"training": {"epochz": 3}}, "/training/epochz", "known keys: epochs, least_steps, minibatch"),
         ({"training": {"optimizer": {"name": "adamw", "momentum": 1}}}, "/training/optimizer/momentum", "beta1"),
-        ({"guardrails": [{}]}, "/guardrails/0", "needs a name, one of: accuracy-drop, density-floor"),
-        ({"guardrails": [{"name": "density-floor", "x/y": 1}]}, "/guardrails/0/x~1y", "known keys: name, whole"),
+        ({"guardrails": [{}]}, "/guardrails/0", "needs a name, one of: accuracy-drop, accuracy-floor"),
+        ({"guardrails": [{"name": "density-floor", "at_least": 0.1, "x/y": 1}]}, "/guardrails/0/x~1y", "at_least"),
         ({"network": {"hidden": [4, 0]}}, "/network/hidden/1", "greater than or equal to 1"),
-        ({"training": {"rate": {"milestones": [0.8, 0.4]}}}, "/training/rate", "milestones must increase"),
+        (
+            {"preset": "app-paper", "training": {"rate": {"milestones": [0.8, 0.4]}}},
+            "/training/rate",
+            "milestones must increase",
+        ),
         ({"trigger": {"name": "cron", "expression": "hourly"}}, "/trigger", "five cron fields"),
-        ({"guardrails": [{"name": "density-floor", "whole": 0.5}]}, "", "no version would pass"),
+        (
+            {"guardrails": [{"name": "density-floor", "at_least": 0.5}]},
+            "/guardrails/0/at_least",
+            "no version would pass",
+        ),
+        ({"distribution": {"floor": 0.5}}, "/distribution/floor", "lower the floor or raise the target"),
+        ({"schedule": {"target": 1.5}}, "/schedule/target", "0.1 keeps a tenth"),
+        ({"schedule": {"target": "huge"}}, "/schedule/target", "safe, balanced, small, tiny"),
+        ({"pace": {"share": 1.5}}, "/pace/share", "longer than it"),
+        ({"training": {"epochs": 1, "select": "best-epoch"}}, "/pace/share", "leaves no whole epoch"),
+        ({"training": {"averaging": {"name": "tail", "share": 0.7}}}, "/training/averaging/share", "different masks"),
+        ({"training": {"averaging": {"name": "ema"}, "select": "best-epoch"}}, "/training", "set select to last"),
+        ({"training": {"patience": 3}}, "/training", "patience needs select best-epoch"),
+        ({"training": {"augmentation": {"flip": True}}}, "/training/augmentation", "network to cnn"),
+        ({"pace": {"name": "at-start"}}, "/criterion", "set pace to ramp, or criterion to snip"),
+        ({"replay": {"name": "herding"}}, "/replay", "set replay.examples or replay.bytes"),
+        (
+            {"network": {"name": "custom", "architecture": "a"}, "replay": {"name": "k-centre", "examples": 9}},
+            "/replay",
+            "set network.features",
+        ),
+        (
+            {"criterion": {"name": "magnitude"}, "guardrails": [{"name": "mask-agreement"}]},
+            "/guardrails/0",
+            "set criterion to taylor or snip",
+        ),
         ({"seed": 2**53}, "/seed", "less than"),
         ({"training": {"learning_rate": float("nan")}}, "/training/learning_rate", "finite"),
     ],

@@ -1,0 +1,306 @@
+"""Recipe: every choice that changes the numbers, whole; presets; canonical JSON and its digest.
+
+Knows: which choices go together and which cannot work. Must never know: torch, or how an option is carried out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Self, Union, get_args, get_origin
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from app.errors import InvalidRecipe
+from app.learning.recipe.guardrails import (
+    AccuracyDrop,
+    DensityFloor,
+    Divergence,
+    Guardrail,
+    LayerCollapse,
+    MaskAgreement,
+)
+from app.learning.recipe.networks import Custom, Mlp, Network
+from app.learning.recipe.options import Options
+from app.learning.recipe.pruning import (
+    AtStart,
+    Constant,
+    Criterion,
+    Distribution,
+    Factor,
+    Global,
+    Magnitude,
+    Pace,
+    Ramp,
+    Random,
+    Schedule,
+    SynFlow,
+    Taylor,
+    final_density,
+)
+from app.learning.recipe.replay import ClassBalanced, HardestFirst, Herding, KCentre, Replay
+from app.learning.recipe.training import TailAveraging, Training
+from app.learning.recipe.triggers import EveryMegabatches, Trigger
+
+_ESPALIER_CAP = 100_000
+"""Past examples that the default recipe replays at most; below it, it replays all."""
+
+
+class Recipe(Options):
+    """Every choice that changes the numbers. Immutable per revision; its digest stands in every version."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**53)] = Field(0, description="Every random choice derives from it.")
+    network: Network = Field(Mlp(), description="The network to train and prune.")
+    initial_weights: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")] | None = Field(
+        None, description="Digest of uploaded safetensors to start from (version 0), or null for a fresh network."
+    )
+    schedule: Schedule = Field(Factor(), description="How much is kept: density as a function of stage.")
+    criterion: Criterion = Field(Taylor(), description="Which weights are kept: how they are ranked.")
+    distribution: Distribution = Field(Global(floor=0.01), description="Where they are kept: ranking across layers.")
+    pace: Pace = Field(Ramp(), description="When within a cycle weights are pruned.")
+    replay: Replay = Field(ClassBalanced(examples=_ESPALIER_CAP), description="What is kept of past megabatches.")
+    training: Training = Field(Training(), description="How the network is retrained.")
+    validation_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.1, description="Share of examples, by digest, that are never trained on."
+    )
+    guardrails: tuple[Guardrail, ...] = Field(
+        (AccuracyDrop(then="hold"), LayerCollapse(), Divergence(then="retry")),
+        max_length=16,
+        description="Rules before promotion.",
+    )
+    trigger: Trigger = Field(EveryMegabatches(), description="When a cycle starts.")
+
+    @model_validator(mode="after")
+    def _workable(self) -> Self:
+        faults = [*_floors(self), *_pruning(self), *_replaying(self), *_training(self)]
+        if faults:
+            raise _refusal(faults)
+        return self
+
+    @classmethod
+    def resolve(cls, document: Mapping[str, Any] | None) -> Recipe:
+        """Turn a preset plus what differs into a whole recipe.
+
+        Args:
+            document: JSON object; the key ``preset`` names one of ``PRESETS`` (default ``espalier``). Objects are
+                merged key by key onto the preset's whole document, except that a changed ``name`` replaces the whole
+                option: ``{"schedule": {"stages": 3}}`` changes the stages alone.
+
+        Raises:
+            InvalidRecipe: with one (pointer, message) per fault; unknown keys list the known ones.
+        """
+        given = dict(document or {})
+        preset = given.pop("preset", DEFAULT_PRESET)
+        if not isinstance(preset, str) or preset not in PRESETS:
+            message = f"unknown preset {preset!r}; choose one of: {', '.join(PRESETS)}"
+            raise InvalidRecipe(message, [("/preset", message)])
+        try:
+            base = cls.model_validate(_merge(cls().document(), PRESETS[preset])).document()
+            return cls.model_validate(_merge(base, given))
+        except ValidationError as error:
+            raise _refusal([_fault(item) for item in error.errors()]) from None
+
+    def document(self) -> dict[str, Any]:
+        """The whole recipe as plain JSON values."""
+        return self.model_dump(mode="json")
+
+    @property
+    def digest(self) -> str:
+        """``sha256:`` of the canonical JSON."""
+        return recipe_digest(self.document())
+
+
+Fault = tuple[str, str]
+"""JSON pointer into the recipe, and what is wrong there, with the remedy."""
+
+
+def _refusal(faults: Sequence[Fault]) -> InvalidRecipe:
+    told = "; ".join(f"{pointer or '/'}: {message}" for pointer, message in faults)
+    return InvalidRecipe(f"the recipe cannot work: {told}", list(faults))
+
+
+def _floors(recipe: Recipe) -> Iterator[Fault]:
+    """Floors that the schedule is bound to fall below."""
+    final = final_density(recipe.schedule)
+    for index, rule in enumerate(recipe.guardrails):
+        if isinstance(rule, DensityFloor | LayerCollapse) and rule.at_least > final:
+            yield (
+                f"/guardrails/{index}/at_least",
+                f"{rule.at_least:g} lies above the schedule's final density {final:.4g}, so no version would pass: "
+                "lower the floor or raise the target",
+            )
+    if recipe.distribution.floor > final:
+        yield (
+            "/distribution/floor",
+            f"{recipe.distribution.floor:g} lies above the schedule's final density {final:.4g}, which leaves too few "
+            "weights to keep: lower the floor or raise the target",
+        )
+
+
+def _pruning(recipe: Recipe) -> Iterator[Fault]:
+    """Criteria, pace and guardrails that need each other."""
+    if isinstance(recipe.criterion, Taylor) and isinstance(recipe.pace, AtStart):
+        yield (
+            "/criterion",
+            "taylor takes its scores from the training steps before a pruning step, and pace at-start has none: set "
+            "pace to ramp, or criterion to snip",
+        )
+    for index, rule in enumerate(recipe.guardrails):
+        if isinstance(rule, MaskAgreement) and isinstance(recipe.criterion, Magnitude | SynFlow | Random):
+            yield (
+                f"/guardrails/{index}",
+                f"mask-agreement compares the masks of two samples, and {recipe.criterion.name} looks at none: leave "
+                "the guardrail out, or set criterion to taylor or snip",
+            )
+
+
+def _replaying(recipe: Recipe) -> Iterator[Fault]:
+    """Policies that choose within a cap, or by features."""
+    policy = recipe.replay
+    if isinstance(policy, Herding | KCentre | HardestFirst) and policy.examples is None and policy.bytes is None:
+        yield "/replay", f"{policy.name} chooses within a cap: set replay.examples or replay.bytes"
+    custom = isinstance(recipe.network, Custom) and recipe.network.features is None
+    if custom and isinstance(policy, Herding | KCentre):
+        yield (
+            "/replay",
+            f"{policy.name} compares features, and network custom does not say where they are: set network.features to "
+            "the name of the module whose input they are, or replay to class-balanced",
+        )
+
+
+def _training(recipe: Recipe) -> Iterator[Fault]:
+    """Training that is too short for its pruning, or made for another kind of network."""
+    training, pace = recipe.training, recipe.pace
+    if isinstance(recipe.network, Mlp) and (training.augmentation.crop or training.augmentation.flip):
+        yield (
+            "/training/augmentation",
+            "crop and flip need images, and network mlp flattens them: set crop to 0 and flip to false, or "
+            "network to cnn",
+        )
+    if not isinstance(pace, Ramp) or isinstance(recipe.schedule, Constant):
+        return
+    if training.select == "best-epoch" and (1 - pace.share) * training.epochs < 1:
+        yield (
+            "/pace/share",
+            f"a ramp over {pace.share:g} of {training.epochs} epochs leaves no whole epoch to select the best from: "
+            "lower it, raise training.epochs, or set training.select to last",
+        )
+    if isinstance(training.averaging, TailAveraging) and training.averaging.share > 1 - pace.share:
+        yield (
+            "/training/averaging/share",
+            f"the last {training.averaging.share:g} of the epochs begin before the ramp ends at {pace.share:g}, so "
+            "weights under different masks would be averaged: lower either share",
+        )
+
+
+def canonical_recipe(document: Mapping[str, Any]) -> bytes:
+    """Canonical JSON of a resolved recipe: sorted keys, no spaces, shortest round-trip floats, UTF-8."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def recipe_digest(document: Mapping[str, Any]) -> str:
+    """``sha256:`` of ``canonical_recipe(document)``."""
+    return "sha256:" + hashlib.sha256(canonical_recipe(document)).hexdigest()
+
+
+DEFAULT_PRESET = "espalier"
+
+_ONE_SHOT: dict[str, Any] = {
+    "schedule": {"name": "one-shot"},
+    "criterion": {"name": "snip"},
+    "pace": {"name": "at-start"},
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "espalier": {},
+    "app-paper": {
+        "schedule": {"name": "app"},
+        "criterion": {"name": "snip"},
+        "distribution": {"name": "global", "floor": 0.0},
+        "pace": {"name": "at-start"},
+        "replay": {"name": "full"},
+        "training": {
+            "epochs": 50,
+            "least_steps": 0,
+            "rate": {"name": "multistep"},
+            "optimizer": {"weight_decay": 1e-4},
+            "label_smoothing": 0.0,
+            "select": "best-epoch",
+        },
+    },
+    "dense": {"schedule": {"name": "constant"}},
+    "one-shot": _ONE_SHOT,
+}
+"""Named starting points. ``espalier`` is the defaults of every field; ``app-paper`` is Misra et al. to the letter;
+``dense`` and ``one-shot`` are the baselines, in the training of ``espalier``.
+"""
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        same_kind = (
+            isinstance(old, Mapping)
+            and isinstance(value, Mapping)
+            and value.get("name", old.get("name")) == old.get("name")
+        )
+        merged[key] = _merge(old, value) if same_kind else value  # type: ignore[arg-type]  # narrowed by same_kind
+    return merged
+
+
+def _fault(item: ErrorDetails) -> tuple[str, str]:
+    """One pydantic error as (JSON pointer, message that says the remedy)."""
+    where = list(item["loc"])
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "extra_forbidden":
+        known = _known_keys(_follow(where[:-1])[1])
+        message = f"unknown key {where[-1]!r}; known keys: {', '.join(known)}"
+    elif item["type"] == "union_tag_invalid":
+        message = f"unknown name {item['ctx']['tag']!r}; choose one of: {', '.join(_choices(_follow(where)[1]))}"
+    elif item["type"] == "union_tag_not_found":
+        message = f"needs a name, one of: {', '.join(_choices(_follow(where)[1]))}"
+    path, _ = _follow(where)
+    return "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in path), message
+
+
+def _follow(where: Sequence[str | int]) -> tuple[list[str], Any]:
+    """Walk a pydantic location through the types: the JSON path, and the type that it ends at.
+
+    Pydantic puts the name of a chosen option into its locations; a JSON pointer must not hold it.
+    """
+    path: list[str] = []
+    here: Any = Recipe
+    for part in where:
+        chosen = _choices(here).get(str(part))
+        if chosen is None:
+            path.append(str(part))
+        here = chosen or _inside(here, part)
+    return path, here
+
+
+def _inside(kind: Any, part: str | int) -> Any:
+    """The type of a field of options, or of an element of a tuple; None past the leaves."""
+    if isinstance(kind, type) and issubclass(kind, Options):
+        field = kind.model_fields.get(str(part))
+        return field and field.annotation
+    return get_args(kind)[0] if get_origin(kind) is tuple else None
+
+
+def _choices(kind: Any) -> dict[str, type[Options]]:
+    """Name to options type, of a union of options; empty for any other type."""
+    if get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    members = get_args(kind) if get_origin(kind) is Union else ()
+    return {
+        member.model_fields["name"].default: member
+        for member in members
+        if isinstance(member, type) and issubclass(member, Options)
+    }
+
+
+def _known_keys(kind: Any) -> list[str]:
+    fields = list(kind.model_fields)
+    return ["preset", *fields] if kind is Recipe else fields
