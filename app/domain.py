@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar, get_args
 
 T = TypeVar("T")
 
@@ -71,6 +71,7 @@ class CycleTrigger(StrEnum):
     CRON = "cron"
     MANUAL = "manual"
     ROLLBACK = "rollback"
+    GUARDRAIL = "guardrail"
     INITIAL_WEIGHTS = "initial-weights"
 
 
@@ -102,6 +103,10 @@ class Normalisation:
     std: tuple[float, ...] = ()
 
 
+UnseenClasses = Literal["reject", "extend"]
+"""What becomes of a label beyond a model's classes."""
+
+
 @dataclass(frozen=True, slots=True)
 class InputSpec:
     """What a model is fed. Fields that are None are inferred from the first megabatch.
@@ -111,12 +116,15 @@ class InputSpec:
         dtype: ``float32`` or ``uint8``, as stored.
         classes: class names in label order; label ``i`` means ``classes[i]``.
         normalisation: how inputs are scaled; None until it is inferred.
+        unseen_classes: what becomes of a megabatch with a label beyond ``classes``: it is refused (``reject``), or
+            the classes grow, and the network's head with them (``extend``).
     """
 
     shape: tuple[int, ...] | None = None
     dtype: str | None = None
     classes: tuple[str, ...] | None = None
     normalisation: Normalisation | None = None
+    unseen_classes: UnseenClasses = "reject"
 
     @property
     def complete(self) -> bool:
@@ -155,11 +163,15 @@ class RecipeRevision:
 
 @dataclass(frozen=True, slots=True)
 class Prequential:
-    """The champion's accuracy on a megabatch before it trained on it: what production saw."""
+    """The champion's accuracy on a megabatch before it trained on it: what production saw.
+
+    Examples of classes that the champion does not know count as wrong; ``loss`` is the mean over the others, None when
+    there are none.
+    """
 
     version: int
     accuracy: float
-    loss: float
+    loss: float | None
     examples: int
 
 
@@ -171,6 +183,7 @@ class MegabatchDraft:
         digest: of the decoded arrays, independent of how the upload was packed (the natural key).
         x, y, ids: digests of ``.npy`` blobs: (n, *shape) float32 or uint8; (n,) int64; (n,) uint64 example ids.
         histogram: examples per class, in label order; its length is the number of classes.
+        evaluation_overlap: examples that are in the model's evaluation set too; None without one.
     """
 
     digest: Digest
@@ -180,15 +193,22 @@ class MegabatchDraft:
     examples: int
     bytes: int
     histogram: tuple[int, ...]
+    evaluation_overlap: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Megabatch:
-    """One uploaded, immutable set of labelled examples, in order of arrival."""
+    """One uploaded, immutable set of labelled examples, in order of arrival.
+
+    ``pinned``: replayed in every cycle while it is accepted, whatever else the replay policy keeps.
+    ``evaluation_overlap``: how many of its examples are in the model's evaluation set too, and so are not trained on;
+    None without an evaluation set.
+    """
 
     model: str
     number: int
     status: MegabatchStatus
+    pinned: bool
     digest: Digest
     x: Digest
     y: Digest
@@ -197,7 +217,27 @@ class Megabatch:
     bytes: int
     histogram: tuple[int, ...]
     prequential: Prequential | None
+    evaluation_overlap: int | None
     received_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSet:
+    """A fixed labelled set of a model that is never trained on; each revision is immutable.
+
+    ``x, y, ids`` are digests of ``.npy`` blobs, as in ``MegabatchDraft``.
+    """
+
+    model: str
+    revision: int
+    digest: Digest
+    x: Digest
+    y: Digest
+    ids: Digest
+    examples: int
+    bytes: int
+    histogram: tuple[int, ...]
+    set_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,11 +254,20 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened in a cycle, as plain JSON values; it becomes an audit entry."""
+
+    kind: str
+    parameters: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Cycle:
     """One attempt: prune, retrain, judge.
 
     Attributes:
         through: the last megabatch it may train on, 0 for none.
+        evaluation_revision: of the evaluation set that it pinned when it was claimed, if the model had one.
         attempt: retries with changed options; resumes do not count.
         failures: how often it has failed so far; ``not_before`` is when it may be tried again.
         version: the version that it made, if any; ``parent`` the version that it started from.
@@ -230,6 +279,7 @@ class Cycle:
     trigger: CycleTrigger
     through: int
     recipe_revision: int
+    evaluation_revision: int | None
     parent: int | None
     version: int | None
     attempt: int
@@ -250,6 +300,9 @@ class Claim:
         token: fencing token; grows with every claim. Publication compares it.
         generation: the model's generation at the claim. Publication compares it too.
         next_version: the number that a version made by this cycle will bear.
+        model: as it was at the claim; its input spec is the one that the cycle works by, also when it is resumed later.
+        pinned: numbers of the megabatches that were accepted and pinned.
+        evaluation: the evaluation set, if the model had one.
         snapshot: digest of the step snapshot to resume from, if one was left.
     """
 
@@ -261,6 +314,8 @@ class Claim:
     generation: int
     next_version: int
     parent: Version | None
+    pinned: frozenset[int]
+    evaluation: EvaluationSet | None
     snapshot: Digest | None
     expires_at: datetime
 
@@ -280,12 +335,52 @@ class Layer:
         return self.kept / self.total
 
 
+Action = Literal["withhold", "retry", "hold", "restore"]
+"""What a guardrail that trips asks for."""
+
+ACTIONS: tuple[Action, ...] = get_args(Action)
+"""The mildest first: where several guardrails trip, the strictest decides."""
+
+HOLDING: tuple[Action, ...] = ("hold", "restore")
+"""Actions that hold pruning until the guardrail has recovered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trip:
+    """A guardrail that tripped on a version.
+
+    Attributes:
+        rule: its name; the second one of a name in a recipe is ``accuracy-floor#2``, and so on.
+        action: what it asks for.
+        breaches: versions in a row that breached it, this one included.
+        recover_after: versions in a row that must pass it before density falls again, where the action holds it.
+        reason: why it tripped, in words.
+        figures: what that rests on, as plain JSON values.
+    """
+
+    rule: str
+    action: Action
+    breaches: int
+    recover_after: int
+    reason: str
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A guardrails' answer before promotion, with reasons in words."""
+    """A guardrails' answer before promotion, with reasons in words.
+
+    Attributes:
+        passed: no guardrail tripped.
+        reasons: trips first, then breaches that have not tripped yet, then notes.
+        action: the strictest that a guardrail asked for; empty when it passed.
+        restored: the version that the champion went back to, where the action moved it.
+    """
 
     passed: bool
     reasons: tuple[str, ...] = ()
+    action: Action | Literal[""] = ""
+    restored: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +393,7 @@ class VersionDraft:
         dense, dense_bytes: the same tensors as dense safetensors, which are made from it when asked for.
         mask_digest: of all masks together (``espalier.formats.checkpoint.mask_digest``).
         state: digest of the blob with replay assignments and normalisation state, from which a child cycle starts.
-        megabatches: how many megabatches are in its replay buffer.
+        megabatches: how many megabatches it was trained on.
         metrics: accuracies, losses and gap, by name; a metric without data is absent.
         manifest: the checkpoint's manifest.
     """

@@ -13,10 +13,12 @@
     │   ├── LengthMismatch
     │   └── NotAnAncestor
     ├── NotFound
-    │   ├── UnknownModel  UnknownMegabatch  UnknownCycle  UnknownVersion  UnknownAlias  UnknownEntry
+    │   ├── UnknownModel  UnknownMegabatch  UnknownEvaluationSet  UnknownCycle
+    │   └── UnknownVersion  UnknownAlias  UnknownEntry
     ├── Conflict                 true in itself, but not now
     │   ├── ModelExists
     │   ├── MegabatchQuarantined
+    │   ├── InputUnknown         what the model is fed is not known yet
     │   ├── NothingToTrain
     │   ├── ModelPaused
     │   ├── AliasMoved           a lost race: the alias's revision is another one by now
@@ -116,6 +118,10 @@ class UnknownMegabatch(NotFound):
     """The model has no megabatch of this number."""
 
 
+class UnknownEvaluationSet(NotFound):
+    """The model has no evaluation set."""
+
+
 class UnknownCycle(NotFound):
     """The model has no cycle of this number."""
 
@@ -142,6 +148,10 @@ class ModelExists(Conflict):
 
 class MegabatchQuarantined(Conflict):
     """The same content was uploaded before and is quarantined."""
+
+
+class InputUnknown(Conflict):
+    """The model's shape, dtype or classes are not known yet, so nothing can be compared with them."""
 
 
 class NothingToTrain(Conflict):

@@ -20,7 +20,7 @@ from app import __version__
 from app.api.declared import Application
 from app.api.middleware import Edge
 from app.api.problems import on_error
-from app.api.routes import aliases, audit, cycles, health, megabatches, models, versions
+from app.api.routes import aliases, audit, cycles, evaluation, health, megabatches, models, versions
 from app.config import Settings
 from app.errors import EspalierError
 from app.store.blobs import Blobs
@@ -28,7 +28,7 @@ from app.store.database import Store
 
 _TAGS = [
     {"name": "models", "description": "Registered learning problems."},
-    {"name": "megabatches", "description": "Labelled examples as they come."},
+    {"name": "megabatches", "description": "Labelled examples as they come, and the evaluation set beside them."},
     {"name": "cycles", "description": "Attempts to prune, retrain and judge."},
     {"name": "versions", "description": "Results: look at, download, promote, roll back."},
     {"name": "aliases", "description": "Movable names of versions."},
@@ -48,7 +48,7 @@ def create_app(settings: Settings) -> FastAPI:
             f"refusing to listen on {settings.host} without a key: "
             "set ESPALIER_API_KEY, or listen on 127.0.0.1 (ESPALIER_HOST)"
         )
-    routers = [noun.router for noun in (models, megabatches, cycles, versions, aliases, audit, health)]
+    routers = [noun.router for noun in (models, megabatches, evaluation, cycles, versions, aliases, audit, health)]
     routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
     app = Application(
         title="Espalier",

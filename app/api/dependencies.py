@@ -26,6 +26,7 @@ from app.api.problems import MALFORMED_HEADER, REQUEST_ID, TOO_SLOW, UNSUPPORTED
 from app.config import Settings
 from app.domain import Actor, Digest
 from app.errors import DigestMismatch, InvalidCursor, LengthMismatch, PreconditionMissing, UploadTooLarge
+from app.service.evaluation import require_input
 from app.service.models import ModelSummary, describe_model
 from app.store.blobs import Receiver, Staged
 from app.store.database import Store
@@ -254,8 +255,26 @@ async def received_megabatch(
         yield staged
 
 
+async def received_evaluation(
+    model: ModelDep,
+    request: Request,
+    settings: SettingsDep,
+    store: StoreDep,
+    declared: Annotated[Declared, Depends(declared_upload)],
+) -> AsyncIterator[Staged]:
+    """``received_megabatch`` for a model whose input is known before the body is read.
+
+    Raises:
+        InputUnknown: it is not.
+    """
+    require_input(model.model)
+    async with _received(request, settings, store, declared) as staged:
+        yield staged
+
+
 Upload = Annotated[Staged, Depends(received_body, scope="function")]
 MegabatchUpload = Annotated[Staged, Depends(received_megabatch, scope="function")]
+EvaluationUpload = Annotated[Staged, Depends(received_evaluation, scope="function")]
 
 
 @asynccontextmanager

@@ -17,7 +17,7 @@ from pydantic_core import PydanticCustomError
 
 from app import domain
 from app.api.dependencies import MAX_NUMBER, NAME_PATTERN, encode_cursor
-from app.service import history, models, release
+from app.service import evaluation, history, models, release
 
 Time = Annotated[datetime, AfterValidator(lambda time: time.astimezone(UTC))]
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
@@ -50,6 +50,7 @@ _INPUT = {
     "dtype": "float32",
     "classes": ["ethanol", "ethylene"],
     "normalisation": {"name": "first-megabatch", "signed_log": True, "clip": 8.0, "mean": [], "std": []},
+    "unseen_classes": "reject",
 }
 _VERSION = {
     **_SUMMARY,
@@ -62,7 +63,7 @@ _VERSION = {
     "kept": 4096,
     "total": 16384,
     "layers": [_LAYER],
-    "verdict": {"passed": True, "reasons": []},
+    "verdict": {"passed": True, "reasons": [], "action": ""},
     "mask_digest": _OTHER,
     "megabatches": 5,
 }
@@ -74,6 +75,7 @@ _CYCLE = {
     "trigger": "megabatches",
     "through": 6,
     "recipe_revision": 1,
+    "evaluation_revision": 1,
     "parent": 5,
     "version": None,
     "attempt": 0,
@@ -89,6 +91,7 @@ _MEGABATCH = {
     "model": "gas-sensors",
     "number": 5,
     "status": "accepted",
+    "pinned": False,
     "digest": _DIGEST,
     "examples": 2300,
     "bytes": 1_196_000,
@@ -96,8 +99,21 @@ _MEGABATCH = {
     "shape": [128],
     "dtype": "float32",
     "prequential": {"version": 4, "accuracy": 0.672, "loss": 1.1, "examples": 2300},
+    "evaluation_overlap": 0,
     "cycle": 5,
     "received_at": _TIME,
+}
+_EVALUATION = {
+    "model": "gas-sensors",
+    "revision": 1,
+    "digest": _OTHER,
+    "examples": 500,
+    "bytes": 260_000,
+    "histogram": {"ethanol": 260, "ethylene": 240},
+    "shape": [128],
+    "dtype": "float32",
+    "overlap": 0,
+    "set_at": _TIME,
 }
 _ENTRY = {
     "seq": 12,
@@ -157,7 +173,11 @@ class NewNormalisation(_Asked):
 class NewInput(_Asked):
     """What is known of the input. What is left out is inferred from the first megabatch."""
 
-    model_config = _example({"classes": ["ethanol", "ethylene"], "shape": [128], "dtype": "float32"}, {"classes": 10})
+    model_config = _example(
+        {"classes": ["ethanol", "ethylene"], "shape": [128], "dtype": "float32"},
+        {"classes": 10},
+        {"unseen_classes": "extend"},
+    )
 
     shape: list[Annotated[int, Field(ge=1, le=2**31)]] | None = Field(
         None,
@@ -169,6 +189,11 @@ class NewInput(_Asked):
         list[Annotated[str, Field(min_length=1, max_length=200)]] | Annotated[int, Field(ge=2, le=100_000)] | None
     ) = Field(None, description="Class names in label order, or how many classes there are.")
     normalisation: NewNormalisation | None = Field(None, description="How inputs are scaled.")
+    unseen_classes: Literal["reject", "extend"] = Field(
+        "reject",
+        description="What becomes of a megabatch with a label beyond the classes: `reject` refuses it, `extend` adds "
+        "the class, and an output of the network with it.",
+    )
 
     def to_domain(self) -> domain.InputSpec:
         """As the rooms below say it."""
@@ -178,6 +203,7 @@ class NewInput(_Asked):
             dtype=self.dtype,
             classes=None if names is None else tuple(names),
             normalisation=None if self.normalisation is None else self.normalisation.to_domain(),
+            unseen_classes=self.unseen_classes,
         )
 
 
@@ -324,6 +350,9 @@ class Input(BaseModel):
     dtype: str | None = Field(description="`float32` or `uint8`.")
     classes: list[str] | None = Field(description="Class names in label order.")
     normalisation: Normalisation | None = Field(description="How inputs are scaled.")
+    unseen_classes: str = Field(
+        description="What becomes of a label beyond the classes: `reject` refuses it, `extend` adds the class."
+    )
 
     @classmethod
     def from_domain(cls, spec: domain.InputSpec) -> Self:
@@ -333,6 +362,7 @@ class Input(BaseModel):
             dtype=spec.dtype,
             classes=None if spec.classes is None else list(spec.classes),
             normalisation=None if spec.normalisation is None else Normalisation.from_domain(spec.normalisation),
+            unseen_classes=spec.unseen_classes,
         )
 
 
@@ -387,7 +417,8 @@ class Verdict(BaseModel):
     """The guardrails' answer."""
 
     passed: bool = Field(description="Whether the version could become champion by itself.")
-    reasons: list[str] = Field(description="Why not, one sentence for each guardrail that tripped.")
+    reasons: list[str] = Field(description="Guardrails that tripped; breaches that have not tripped yet; notes.")
+    action: domain.Action | Literal[""] = Field(description="What guardrails that tripped ask for; empty on a pass.")
 
 
 class Version(VersionSummary):
@@ -406,7 +437,7 @@ class Version(VersionSummary):
     layers: list[Layer] = Field(description="The prunable tensors, one by one.")
     verdict: Verdict = Field(description="What the guardrails said.")
     mask_digest: Digest = Field(description="Digest of all masks together.")
-    megabatches: int = Field(description="Megabatches in its replay buffer.")
+    megabatches: int = Field(description="Megabatches that it was trained on.")
 
     @classmethod
     def from_domain(cls, version: domain.Version) -> Self:
@@ -422,7 +453,9 @@ class Version(VersionSummary):
             kept=version.kept,
             total=version.total,
             layers=[Layer.from_domain(layer) for layer in version.layers],
-            verdict=Verdict(passed=version.verdict.passed, reasons=list(version.verdict.reasons)),
+            verdict=Verdict(
+                passed=version.verdict.passed, reasons=list(version.verdict.reasons), action=version.verdict.action
+            ),
             mask_digest=version.mask_digest,
             megabatches=version.megabatches,
         )
@@ -538,8 +571,10 @@ class Prequential(BaseModel):
     """How the champion did on a megabatch before it trained on it."""
 
     version: int = Field(description="The champion of that time.")
-    accuracy: float = Field(description="Share of right answers.")
-    loss: float = Field(description="Mean cross-entropy.")
+    accuracy: float = Field(description="Share of right answers; examples of classes that it does not know are wrong.")
+    loss: float | None = Field(
+        description="Mean cross-entropy over examples of classes that it knows; null when there are none."
+    )
     examples: int = Field(description="How many examples it was tested on.")
 
     @classmethod
@@ -556,6 +591,7 @@ class Megabatch(BaseModel):
     model: str = Field(description="Name of the model.")
     number: int = Field(description="Number, in order of arrival, from 1.")
     status: domain.MegabatchStatus = Field(description="`accepted`, or `quarantined`: never trained on again.")
+    pinned: bool = Field(description="Whether every cycle replays it, whatever the replay policy keeps.")
     digest: Digest = Field(description="Of the decoded arrays, however they were packed.")
     examples: int = Field(description="How many examples.")
     bytes: int = Field(description="Size of the decoded arrays.")
@@ -564,6 +600,10 @@ class Megabatch(BaseModel):
     dtype: str | None = Field(description="`float32` or `uint8`.")
     prequential: Prequential | None = Field(
         description="How the champion did on it on arrival; null until a cycle has tested it."
+    )
+    evaluation_overlap: int | None = Field(
+        description="How many of its examples are in the evaluation set too, and are left out of training; null "
+        "without an evaluation set."
     )
     cycle: int | None = Field(None, description="The cycle that this upload set off; null elsewhere.")
     received_at: Time = Field(description="When it was accepted.")
@@ -577,15 +617,59 @@ class Megabatch(BaseModel):
             model=megabatch.model,
             number=megabatch.number,
             status=megabatch.status,
+            pinned=megabatch.pinned,
             digest=megabatch.digest,
             examples=megabatch.examples,
             bytes=megabatch.bytes,
-            histogram=dict(zip(spec.classes or (), megabatch.histogram, strict=False)),
+            histogram=_by_class(megabatch.histogram, spec),
             shape=None if spec.shape is None else list(spec.shape),
             dtype=spec.dtype,
             prequential=None if megabatch.prequential is None else Prequential.from_domain(megabatch.prequential),
+            evaluation_overlap=megabatch.evaluation_overlap,
             cycle=None if cycle is None else cycle.number,
             received_at=megabatch.received_at,
+        )
+
+
+def _by_class(histogram: tuple[int, ...], spec: domain.InputSpec) -> dict[str, int]:
+    """Examples by class name; of classes that came later there were none."""
+    names = spec.classes or ()
+    return dict(zip(names, (*histogram, *(0 for _ in names[len(histogram) :])), strict=False))
+
+
+class EvaluationSet(BaseModel):
+    """A fixed labelled set that is never trained on."""
+
+    model_config = _example(_EVALUATION)
+
+    model: str = Field(description="Name of the model.")
+    revision: int = Field(description="Counts the sets that the model has had, from 1; a cycle pins one.")
+    digest: Digest = Field(description="Of the decoded arrays, however they were packed; it stands in manifests.")
+    examples: int = Field(description="How many examples.")
+    bytes: int = Field(description="Size of the decoded arrays.")
+    histogram: dict[str, int] = Field(description="Examples per class name.")
+    shape: list[int] | None = Field(description="Shape of one example.")
+    dtype: str | None = Field(description="`float32` or `uint8`.")
+    overlap: int = Field(
+        description="How many examples of all megabatches together are in it too, and are left out of training."
+    )
+    set_at: Time = Field(description="Since when it is in force.")
+
+    @classmethod
+    def from_domain(cls, view: evaluation.EvaluationView) -> Self:
+        """From the service's view."""
+        found = view.found
+        return cls(
+            model=found.model,
+            revision=found.revision,
+            digest=found.digest,
+            examples=found.examples,
+            bytes=found.bytes,
+            histogram=_by_class(found.histogram, view.input),
+            shape=None if view.input.shape is None else list(view.input.shape),
+            dtype=view.input.dtype,
+            overlap=view.overlap,
+            set_at=found.set_at,
         )
 
 
@@ -627,6 +711,9 @@ class Cycle(BaseModel):
     trigger: domain.CycleTrigger = Field(description="Why it was enqueued.")
     through: int = Field(description="The last megabatch that it may train on; 0 for none.")
     recipe_revision: int = Field(description="Revision of the recipe that it follows.")
+    evaluation_revision: int | None = Field(
+        description="Revision of the evaluation set that it works with, once it has started; null without one."
+    )
     parent: int | None = Field(description="The version that it starts from, once it has started.")
     version: int | None = Field(description="The version that it made.")
     attempt: int = Field(description="Retries with changed options.")
@@ -648,6 +735,7 @@ class Cycle(BaseModel):
             trigger=cycle.trigger,
             through=cycle.through,
             recipe_revision=cycle.recipe_revision,
+            evaluation_revision=cycle.evaluation_revision,
             parent=cycle.parent,
             version=cycle.version,
             attempt=cycle.attempt,
@@ -891,7 +979,7 @@ class Moment(BaseModel):
     metrics: dict[str, float] = Field(description="Accuracies, losses and gap by name; one without data is absent.")
     checkpoint_bytes: int = Field(description="Size of the sparse checkpoint.")
     dense_bytes: int = Field(description="Size without sparsity.")
-    megabatches: int = Field(description="Megabatches in its replay buffer.")
+    megabatches: int = Field(description="Megabatches that it was trained on.")
 
     @classmethod
     def from_domain(cls, version: domain.Version, champion: int | None) -> Self:

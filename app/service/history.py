@@ -123,6 +123,8 @@ def _examine_model(store: Store, name: str, checked: dict[Digest, str | None]) -
         megabatches = list(_walk(lambda after: tx.buffer.megabatches(name, after, _PAGE)))
         blobs = [(f"version {v.number} of {name}", d) for v in versions for d in (v.checkpoint, v.state)]
         blobs += [(f"megabatch {m.number} of {name}", d) for m in megabatches for d in (m.x, m.y, m.ids)]
+        sets = tx.buffer.evaluation_sets(tx.ledger.model(name))
+        blobs += [(f"evaluation set {e.revision} of {name}", d) for e in sets for d in (e.x, e.y, e.ids)]
         try:
             champion: int | None = tx.ledger.alias(name, CHAMPION).version
         except UnknownAlias:

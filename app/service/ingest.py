@@ -6,16 +6,28 @@ torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from app.domain import Actor, Cycle, CycleTrigger, InputSpec, Megabatch, MegabatchDraft, Model, Normalisation, Page
+from app.domain import (
+    Actor,
+    Cycle,
+    CycleTrigger,
+    EvaluationSet,
+    InputSpec,
+    Megabatch,
+    MegabatchDraft,
+    Model,
+    Normalisation,
+    Page,
+)
 from app.errors import InvalidMegabatch
 from app.intake import sandbox
 from app.intake.decoders import Limits
 from app.intake.sandbox import DecodedFiles
 from app.learning.recipe import EveryMegabatches, Recipe
 from app.service.models import describe_input, misfit, normalised_width
+from app.service.overlap import ids_of, overlap
 from app.store.blobs import Blobs, Staged
 from app.store.database import Store, Transaction
 
@@ -24,6 +36,9 @@ HEAVY_TAIL = 1000.0
 
 FEW_CLASSES = 1000
 """Beyond this many classes, a largest label of ten times the labels that occur is taken for a mistake."""
+
+MOST_CLASSES = 10_000
+"""Classes that unseen ones may extend a model to: a label beyond is taken for a mistake."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,23 +63,43 @@ def accept_megabatch(store: Store, name: str, staged: Staged, *, limits: Limits,
     with store.reading() as tx:
         model = tx.ledger.model(name)
         recipe = Recipe.resolve(tx.ledger.recipe(name).document)
-    with store.blobs.workspace() as work:
-        decoded = sandbox.decode(staged.path, work, limits)
-        spec = completed(model.input, decoded, recipe)
-        draft = _keep(store.blobs, decoded, spec)
+        evaluation = tx.buffer.evaluation(model)
+    decoded, draft = decoded_draft(store.blobs, staged, limits, lambda decoded: completed(model.input, decoded, recipe))
+    draft = _beside(store.blobs, draft, evaluation)
     with store.transaction(actor) as tx:
         model = tx.ledger.lock_model(name)
         spec = completed(model.input, decoded, recipe)  # another upload may have been the first one meanwhile
         draft = replace(draft, histogram=_histogram(decoded, spec))
+        if (now := tx.buffer.evaluation(model)) != evaluation:
+            draft = _beside(store.blobs, draft, now)
         megabatch, new = tx.buffer.add_megabatch(model, draft)
         if not new:
             return Accepted(megabatch, False, None)
-        inferred = model.input != spec
-        if inferred:
+        before = model.input
+        if before != spec:
             model = tx.ledger.set_input(model, spec)
         cycle = _enqueue_if_met(tx, model, recipe)
-        _audit(tx, megabatch, spec if inferred else None, cycle)
+        _audit(tx, megabatch, before, spec, cycle)
     return Accepted(megabatch, True, cycle)
+
+
+def decoded_draft(
+    blobs: Blobs, staged: Staged, limits: Limits, fit: Callable[[DecodedFiles], InputSpec]
+) -> tuple[DecodedFiles, MegabatchDraft]:
+    """Decode an upload, check it, and keep its arrays.
+
+    Args:
+        fit: checks the decoded arrays; gives the input spec that their values follow.
+
+    Returns:
+        What was decoded (its files are gone by then), and the draft whose blobs are kept.
+
+    Raises:
+        InvalidMegabatch: nothing was kept.
+    """
+    with blobs.workspace() as work:
+        decoded = sandbox.decode(staged.path, work, limits)
+        return decoded, _keep(blobs, decoded, fit(decoded))
 
 
 def get_megabatch(store: Store, name: str, number: int) -> tuple[Megabatch, InputSpec]:
@@ -82,68 +117,107 @@ def list_megabatches(store: Store, name: str, *, after: int | None, limit: int) 
 
 
 def completed(spec: InputSpec, decoded: DecodedFiles, recipe: Recipe) -> InputSpec:
-    """Fill in what the spec leaves open, and check that the arrays follow it.
+    """Fill in what the spec leaves open, add classes where it lets them grow, and check that the arrays follow it.
 
     Raises:
-        InvalidMegabatch: "wrong-shape", "wrong-dtype" or "label-out-of-range", with the remedy.
+        InvalidMegabatch: "wrong-shape", "wrong-dtype", "label-out-of-range" or "one-class", with the remedy.
     """
-    largest = max(label for label, _ in decoded.labels)
+    largest = _largest_label(decoded)
     if spec.classes is None and largest >= max(FEW_CLASSES, 10 * len(decoded.labels)):
         raise InvalidMegabatch(
             "label-out-of-range",
             f"label {largest} would mean {largest + 1} classes, but only {len(decoded.labels)} labels occur: "
             "number the classes from 0, or declare input.classes when the model is created",
         )
-    shape = spec.shape or decoded.shape
-    full = InputSpec(
-        shape=shape,
+    full = replace(
+        spec,
+        shape=spec.shape or decoded.shape,
         dtype=spec.dtype or decoded.dtype,
-        classes=spec.classes or _classes(decoded),
+        classes=_classes(spec, largest),
         normalisation=spec.normalisation or _normalisation(decoded),
     )
-    if decoded.shape != shape:
-        raise InvalidMegabatch(
-            "wrong-shape",
-            f"examples have shape {decoded.shape}, but the model takes {shape}: "
-            f"send x as (n, {', '.join(map(str, shape))})",
-        )
-    if decoded.dtype != full.dtype:
-        raise InvalidMegabatch(
-            "wrong-dtype",
-            f"x decodes to {decoded.dtype}, but the model takes {full.dtype}: send x.astype({full.dtype!r})",
-        )
+    check_fit(full, decoded, _UNSEEN)
     if spec.shape is None and (why := misfit(recipe, decoded.shape)) is not None:
         raise InvalidMegabatch("wrong-shape", why)
-    _check_labels(largest, full)
-    _check_fixed(full)
-    return full
-
-
-def _classes(decoded: DecodedFiles) -> tuple[str, ...]:
-    """Class names when none are declared: the labels themselves, up to the largest one."""
-    return tuple(str(label) for label in range(max(label for label, _ in decoded.labels) + 1))
-
-
-def _normalisation(decoded: DecodedFiles) -> Normalisation:
-    raw_sensors = len(decoded.shape) == 1 and decoded.dtype == "float32" and decoded.largest > HEAVY_TAIL
-    return Normalisation("first-megabatch", signed_log=raw_sensors)
-
-
-def _check_labels(largest: int, spec: InputSpec) -> None:
-    assert spec.classes is not None
-    known = len(spec.classes)
-    if largest >= known:
-        raise InvalidMegabatch(
-            "label-out-of-range",
-            f"label {largest} is beyond the model's {known} classes (labels 0 to {known - 1}): "
-            "correct y, or create a model that declares all classes, those of later megabatches too, as input.classes",
-        )
-    if known < 2:
+    if full.classes is not None and len(full.classes) < 2:
         raise InvalidMegabatch(
             "one-class",
             "the first megabatch holds one class only, label 0, so the classes cannot be inferred: declare "
             "input.classes when the model is created",
         )
+    _check_fixed(full)
+    return full
+
+
+def check_fit(spec: InputSpec, decoded: DecodedFiles, remedy: str) -> None:
+    """Check that decoded arrays are what a model takes.
+
+    Args:
+        spec: its shape, dtype and classes are known.
+        remedy: what to do about a label beyond the classes.
+
+    Raises:
+        InvalidMegabatch: "wrong-shape", "wrong-dtype" or "label-out-of-range", with the remedy.
+    """
+    assert spec.shape is not None and spec.classes is not None
+    if decoded.shape != spec.shape:
+        raise InvalidMegabatch(
+            "wrong-shape",
+            f"examples have shape {decoded.shape}, but the model takes {spec.shape}: "
+            f"send x as (n, {', '.join(map(str, spec.shape))})",
+        )
+    if decoded.dtype != spec.dtype:
+        raise InvalidMegabatch(
+            "wrong-dtype",
+            f"x decodes to {decoded.dtype}, but the model takes {spec.dtype}: send x.astype({spec.dtype!r})",
+        )
+    largest, known = _largest_label(decoded), len(spec.classes)
+    if largest >= known:
+        raise InvalidMegabatch(
+            "label-out-of-range",
+            f"label {largest} is beyond the model's {known} classes (labels 0 to {known - 1}): {remedy}",
+        )
+
+
+_UNSEEN = (
+    "correct y; or create a model that declares all classes, those of later megabatches too, as input.classes, or one "
+    'whose classes grow as they come (input.unseen_classes: "extend")'
+)
+
+
+def _largest_label(decoded: DecodedFiles) -> int:
+    return max(label for label, _ in decoded.labels)
+
+
+def _classes(spec: InputSpec, largest: int) -> tuple[str, ...]:
+    """Class names: the labels themselves where none are declared; those that come late are named for their label."""
+    if spec.classes is None:
+        return tuple(str(label) for label in range(largest + 1))
+    known = len(spec.classes)
+    if spec.unseen_classes == "reject" or largest < known:
+        return spec.classes
+    if largest >= MOST_CLASSES:
+        raise InvalidMegabatch(
+            "label-out-of-range",
+            f"label {largest} would extend the model's {known} classes to {largest + 1}, more than {MOST_CLASSES}: "
+            "number the classes from 0, or declare input.classes when the model is created",
+        )
+    return (*spec.classes, *_late(range(known, largest + 1), set(spec.classes)))
+
+
+def _late(labels: range, taken: set[str]) -> Iterator[str]:
+    """A name for each label that came late; none is taken twice."""
+    for label in labels:
+        name = f"class-{label}"
+        while name in taken:
+            name += "-late"
+        taken.add(name)
+        yield name
+
+
+def _normalisation(decoded: DecodedFiles) -> Normalisation:
+    raw_sensors = len(decoded.shape) == 1 and decoded.dtype == "float32" and decoded.largest > HEAVY_TAIL
+    return Normalisation("first-megabatch", signed_log=raw_sensors)
 
 
 def _check_fixed(spec: InputSpec) -> None:
@@ -176,19 +250,24 @@ def _keep(blobs: Blobs, decoded: DecodedFiles, spec: InputSpec) -> MegabatchDraf
     )
 
 
+def _beside(blobs: Blobs, draft: MegabatchDraft, evaluation: EvaluationSet | None) -> MegabatchDraft:
+    """The draft, with how many of its examples are in the evaluation set."""
+    found = None if evaluation is None else overlap(blobs, draft.ids, ids_of(blobs, evaluation.ids))
+    return replace(draft, evaluation_overlap=found)
+
+
 def _enqueue_if_met(tx: Transaction, model: Model, recipe: Recipe) -> Cycle | None:
     """One cycle as soon as enough megabatches lie beyond the last one that any cycle was enqueued for."""
     if not isinstance(recipe.trigger, EveryMegabatches):
         return None
-    newest: Sequence[Cycle] = tx.ledger.cycles(model.name, None, 1).items
-    covered = newest[0].through if newest else 0
-    waiting = tx.buffer.eligible(model, seen=range(1, covered + 1))
+    waiting = tx.buffer.eligible(model, seen=range(1, tx.ledger.covered(model) + 1))
     if len(waiting) < recipe.trigger.every:
         return None
     return tx.ledger.enqueue_cycle(model, CycleTrigger.MEGABATCHES, waiting[-1].number)
 
 
-def _audit(tx: Transaction, megabatch: Megabatch, inferred: InputSpec | None, cycle: Cycle | None) -> None:
+def _audit(tx: Transaction, megabatch: Megabatch, before: InputSpec, spec: InputSpec, cycle: Cycle | None) -> None:
+    overlap = megabatch.evaluation_overlap
     tx.audit.append(
         "megabatch.accepted",
         model=megabatch.model,
@@ -198,7 +277,17 @@ def _audit(tx: Transaction, megabatch: Megabatch, inferred: InputSpec | None, cy
             "examples": megabatch.examples,
             "histogram": list(megabatch.histogram),
             "cycle": cycle.number if cycle else None,
-            **({"inferred_input": describe_input(inferred)} if inferred else {}),
+            **({} if before.complete else {"inferred_input": describe_input(spec)}),
+            **({} if overlap is None else {"evaluation_overlap": overlap}),
         },
         inputs=[megabatch.x, megabatch.y, megabatch.ids],
     )
+    known = len(before.classes or spec.classes or ())
+    added = (spec.classes or ())[known:]
+    if added:
+        tx.audit.append(
+            "model.classes-extended",
+            model=megabatch.model,
+            reason=f"megabatch {megabatch.number} holds labels beyond the {known} classes that were known",
+            parameters={"megabatch": megabatch.number, "classes_before": known, "added": list(added)},
+        )

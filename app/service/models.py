@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, get_args
 
 from app.domain import (
     CHAMPION,
@@ -25,6 +25,7 @@ from app.domain import (
     Normalisation,
     Page,
     RecipeRevision,
+    UnseenClasses,
     Version,
 )
 from app.errors import InvalidInputSpec, InvalidName, InvalidRecipe, ModelExists, UnknownAlias, UnknownModel
@@ -218,6 +219,7 @@ def describe_input(spec: InputSpec) -> dict[str, Any]:
         "normalisation": {"name": scaling.name, "signed_log": scaling.signed_log, "clip": scaling.clip}
         if scaling
         else None,
+        "unseen_classes": spec.unseen_classes,
     }
 
 
@@ -225,7 +227,7 @@ def _with_defaults(spec: InputSpec, recipe: Recipe) -> InputSpec:
     """Weights that come trained expect their own scale: nothing is inferred for them."""
     if recipe.initial_weights is None or spec.normalisation is not None:
         return spec
-    return InputSpec(spec.shape, spec.dtype, spec.classes, Normalisation("none", clip=None))
+    return replace(spec, normalisation=Normalisation("none", clip=None))
 
 
 def _input_faults(spec: InputSpec, recipe: Recipe) -> list[tuple[str, str] | None]:
@@ -239,6 +241,8 @@ def _input_faults(spec: InputSpec, recipe: Recipe) -> list[tuple[str, str] | Non
         faults.append(("/dtype", f"unknown dtype {spec.dtype!r}; choose one of: float32, uint8"))
     if spec.classes is not None and (len(spec.classes) < 2 or len(set(spec.classes)) < len(spec.classes)):
         faults.append(("/classes", "needs at least two classes with different names"))
+    if spec.unseen_classes not in get_args(UnseenClasses):
+        faults.append(("/unseen_classes", f"unknown choice {spec.unseen_classes!r}; choose one of: reject, extend"))
     faults.append(_normalisation_fault(spec))
     if recipe.initial_weights is not None and not spec.complete:
         faults.append(
@@ -280,13 +284,26 @@ def _existing(tx: Transaction, name: str) -> Model | None:
 
 def _same_or_refuse(tx: Transaction, model: Model, recipe: Recipe, spec: InputSpec) -> Model:
     first = tx.ledger.recipe(model.name, 1)
-    declared = (spec.shape, spec.dtype, spec.classes, spec.normalisation)
-    present = (model.input.shape, model.input.dtype, model.input.classes, model.input.normalisation)
-    if first.digest != recipe.digest or any(d not in (None, p) for d, p in zip(declared, present, strict=True)):
+    if first.digest != recipe.digest or not _is_of(spec, model.input):
         raise ModelExists(
             f"a model named {model.name!r} exists already with another recipe or input: choose another name"
         )
     return model
+
+
+def _is_of(declared: InputSpec, present: InputSpec) -> bool:
+    """Whether a declared input may have become the present one: inferred where it was open, its classes grown."""
+    known = present.classes
+    if declared.classes is not None and known is not None and declared.unseen_classes == "extend":
+        known = known[: len(declared.classes)]
+    pairs = (
+        (declared.shape, present.shape),
+        (declared.dtype, present.dtype),
+        (declared.classes, known),
+        (declared.normalisation, present.normalisation),
+        (declared.unseen_classes, present.unseen_classes),
+    )
+    return all(ours in (None, theirs) for ours, theirs in pairs)
 
 
 def _catch_up(store: Store, tx: Transaction, model: Model) -> Cycle | None:

@@ -3,17 +3,20 @@
 Knows: release, supersession, failure with backoff, the pause of a model, reclaim of silent workers' cycles, the
 orphan sweep. Must never know: what a cycle computes, torch, HTTP.
 
-Law: a cycle is tried a bounded number of times, then its model is paused with the reason; other models go on.
+Laws:
+    * A cycle is tried a bounded number of times, then its model is paused with the reason; other models go on.
+    * What happened in a cycle before it failed stands in the log beside its failure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 
 from app.config import Settings
-from app.domain import Actor, Claim, Cycle, Digest, ModelState
+from app.domain import Actor, Claim, Cycle, Digest, Event, ModelState, Trip
 from app.errors import LeaseLost
+from app.service.guardrail_actions import try_again
 from app.store.database import Store, Transaction
 
 _LONGEST_RETRY = 3600.0
@@ -80,21 +83,37 @@ def supersede(store: Store, actor: Actor, claim: Claim, reason: str) -> None:
         return
 
 
-def fail(store: Store, settings: Settings, actor: Actor, claim: Claim, reason: str, *, final: bool) -> None:
+def fail(
+    store: Store,
+    settings: Settings,
+    actor: Actor,
+    claim: Claim,
+    reason: str,
+    *,
+    final: bool,
+    events: Sequence[Event] = (),
+    trip: Trip | None = None,
+    held: bool = False,
+) -> None:
     """Queue a failed cycle again after a wait that doubles; or, when it cannot or should not be tried again, pause
     its model.
 
     Args:
         reason: what failed, in words.
         final: trying again would fail alike.
+        events: what happened before.
+        trip: the guardrail that tripped with it: another attempt comes before the pause, if it asks for one.
+        held: whether guardrails held the density in this cycle already.
     """
     failures = claim.cycle.failures + 1
     given_up = final or failures >= settings.max_failures
     wait = min(settings.retry_seconds * 2 ** (failures - 1), _LONGEST_RETRY)
     with store.transaction(actor) as tx:
-        tx.ledger.lock_model(claim.model.name)
+        model = tx.ledger.lock_model(claim.model.name)
         retry_at = None if given_up else tx.now + timedelta(seconds=wait)
         cycle = tx.ledger.fail_cycle(claim, reason, retry_at)
+        for event in events:
+            tx.audit.append(event.kind, model=cycle.model, parameters={"cycle": cycle.number, **event.parameters})
         tx.audit.append(
             "cycle.failed",
             model=cycle.model,
@@ -105,7 +124,8 @@ def fail(store: Store, settings: Settings, actor: Actor, claim: Claim, reason: s
                 "retry_at": retry_at.isoformat() if retry_at else None,
             },
         )
-        if given_up:
+        again = try_again(tx, model, claim, trip, held=held) if given_up and trip else None
+        if given_up and again is None:
             _pause(tx, cycle, reason)
 
 

@@ -171,7 +171,7 @@ def roll_back(
         for digest in (target.checkpoint, target.state):
             store.blobs.verified(digest)
         alias = tx.ledger.move_alias(model, CHAMPION, target.number, expected_revision=revision, reason=reason)
-        superseded, queued = _replace_open_cycles(
+        superseded, queued = replace_open_cycles(
             store, tx, model, CycleTrigger.ROLLBACK, f"rolled back to version {target.number}"
         )
         _audit_quarantine(tx, quarantined, reason)
@@ -214,7 +214,7 @@ def promote(
         for digest in (version.checkpoint, version.state):
             store.blobs.verified(digest)
         alias = tx.ledger.move_alias(model, CHAMPION, number, expected_revision=revision, reason=reason)
-        _replace_open_cycles(store, tx, model, CycleTrigger.MANUAL, f"version {number} was promoted")
+        replace_open_cycles(store, tx, model, CycleTrigger.MANUAL, f"version {number} was promoted")
         before = previous.version if previous else None
         if not version.verdict.passed:
             overridden = {"version": number, "reasons": list(version.verdict.reasons)}
@@ -275,9 +275,14 @@ def _holds_quarantined(store: Store, tx: Transaction, model: Model, version: Ver
     return any(m.status is MegabatchStatus.QUARANTINED for m in tx.buffer.training_set(model, seen))
 
 
-def _replace_open_cycles(
+def replace_open_cycles(
     store: Store, tx: Transaction, model: Model, trigger: CycleTrigger, reason: str
 ) -> tuple[tuple[Cycle, ...], Cycle | None]:
+    """Supersede every open cycle, since the champion moved; were there any, enqueue one for all that it has not seen.
+
+    Returns:
+        The superseded cycles, and the new one.
+    """
     superseded = tuple(tx.ledger.supersede_cycles(model, reason))
     queued = enqueue_rest(store, tx, model, trigger) if superseded else None
     for cycle in superseded:

@@ -1,7 +1,7 @@
 """State: what a version hands on to the cycle that starts from it, as one immutable blob.
 
-Knows: which megabatches a lineage has seen, and which of them are in its replay buffer. Weights, masks and
-normalisation stand in the checkpoint itself. Must never know: torch, HTTP.
+Knows: which megabatches a lineage has seen, which of their rows are in its replay buffer, which are pinned, and its
+history. Weights, masks and normalisation stand in the checkpoint itself. Must never know: torch, HTTP.
 
 Law: a megabatch is eligible for a cycle while it is accepted and its parent's lineage has not seen it; so what a
 withheld, failed, superseded or rolled-back cycle trained on becomes eligible again by itself.
@@ -9,33 +9,58 @@ withheld, failed, superseded or rolled-back cycle trained on becomes eligible ag
 
 from __future__ import annotations
 
+import base64
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from app.domain import CHAMPION, Cycle, CycleTrigger, Digest, Model, Version
 from app.errors import UnknownVersion
 from app.store.blobs import Blobs
 from app.store.database import Store, Transaction
-from espalier.formats.canonical import canonical_json
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Megabatch numbers: ``seen`` by the lineage, and ``replay``, the ones whose examples are still trained on."""
+    """What a version hands on.
+
+    Attributes:
+        seen: numbers of the megabatches that the lineage has taken in.
+        replay: rows of megabatches in the replay buffer, by number: (n,) bool.
+        history: as ``app.learning.history`` wrote it; empty before the first cycle.
+        pinned: numbers of megabatches that were replayed because they were pinned, whatever the buffer holds.
+    """
 
     seen: frozenset[int] = frozenset()
-    replay: frozenset[int] = frozenset()
+    replay: Mapping[int, npt.NDArray[np.bool_]] = field(default_factory=dict)
+    history: Mapping[str, Any] = field(default_factory=dict)
+    pinned: frozenset[int] = frozenset()
 
-    def advanced(self, new: Iterable[int], replay: Iterable[int]) -> State:
-        """The state after a cycle that took in ``new`` and kept ``replay``."""
-        return State(self.seen | frozenset(new), frozenset(replay))
+    def advanced(
+        self,
+        new: Iterable[int],
+        replay: Mapping[int, npt.NDArray[np.bool_]],
+        history: Mapping[str, Any],
+        pinned: frozenset[int],
+    ) -> State:
+        """The state after a cycle that took in ``new``, and what it left in the buffer and in its history."""
+        return State(self.seen | frozenset(new), replay, history, pinned)
 
 
 def keep_state(blobs: Blobs, state: State) -> Digest:
     """Store a state; same state, same digest."""
-    document = {"format": "espalier-state-1", "seen": sorted(state.seen), "replay": sorted(state.replay)}
-    return blobs.put(canonical_json(document))
+    document = {
+        "format": "espalier-state-2",
+        "seen": sorted(state.seen),
+        "replay": {str(number): _packed(rows) for number, rows in sorted(state.replay.items())},
+        "history": dict(state.history),
+        "pinned": sorted(state.pinned),
+    }
+    return blobs.put(json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode())
 
 
 def state_of(blobs: Blobs, version: Version | None) -> State:
@@ -47,7 +72,34 @@ def state_of(blobs: Blobs, version: Version | None) -> State:
     if version is None:
         return State()
     document = json.loads(blobs.read(version.state))
-    return State(frozenset(document["seen"]), frozenset(document["replay"]))
+    replay = {int(number): _unpacked(rows) for number, rows in document["replay"].items()}
+    return State(frozenset(document["seen"]), replay, document["history"], frozenset(document["pinned"]))
+
+
+def spread(numbers: Iterable[int], most: int) -> list[int]:
+    """At most ``most`` of these numbers, evenly spread from the first to the last, both included; all, if they fit.
+
+    Every second, fourth, eighth ... is taken, so that a list that grows at its end keeps asking the same ones for long.
+
+    Args:
+        numbers: in any order.
+        most: at least 2.
+    """
+    ordered = sorted(set(numbers))
+    stride = 1
+    while len(chosen := {*ordered[::stride], *ordered[-1:]}) > most:
+        stride *= 2
+    return sorted(chosen)
+
+
+def _packed(rows: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    """Eight rows a byte, the first in the highest bit, as base64."""
+    return {"of": len(rows), "bits": base64.b64encode(np.packbits(rows).tobytes()).decode()}
+
+
+def _unpacked(document: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
+    packed = np.frombuffer(base64.b64decode(document["bits"]), dtype=np.uint8)
+    return np.unpackbits(packed, count=document["of"]).astype(np.bool_)
 
 
 def champion_of(tx: Transaction, name: str) -> Version | None:

@@ -29,15 +29,18 @@ from app import __version__
 from app.config import Settings
 from app.domain import (
     CHAMPION,
+    HOLDING,
     Alias,
     Claim,
     Cycle,
+    CycleState,
     CycleTrigger,
+    EvaluationSet,
     InputSpec,
     Megabatch,
-    MegabatchStatus,
     Phase,
     Prequential,
+    Trip,
     Version,
     VersionDraft,
     VersionStatus,
@@ -51,6 +54,7 @@ from app.errors import (
     LeaseLost,
     MissingBlob,
     NothingToTrain,
+    TrainingDiverged,
 )
 from app.learning.cycle import (
     CycleInput,
@@ -58,20 +62,27 @@ from app.learning.cycle import (
     Examples,
     NormalisationState,
     Parent,
+    events_of,
     initial_version,
     run_cycle,
     snapshot_fits,
 )
-from app.learning.recipe import Custom, Recipe
+from app.learning.guardrails import diverged, hold_since
+from app.learning.history import History, Hold
+from app.learning.recipe import Custom, NoReplay, Recipe
+from app.service.guardrail_actions import carry_out, scale_of, settled
 from app.service.lease import Running, Stopped, Watch, retrying
 from app.service.models import describe_input
 from app.service.outcomes import fail, release, supersede
-from app.service.state import State, keep_state, state_of
-from app.store.database import Store
+from app.service.state import State, keep_state, spread, state_of
+from app.store.database import Store, Transaction
 from espalier.formats import checkpoint
 from espalier.formats.canonical import sha256_digest
 
 log = logging.getLogger(__name__)
+
+MOST_ASKED = 64
+"""Past megabatches outside the replay buffer whose validation examples are asked, to measure forgetting."""
 
 
 def run_next_cycle(store: Store, settings: Settings, *, running: Running, device: torch.device) -> Cycle | None:
@@ -104,6 +115,7 @@ def _attempt(
 ) -> Callable[[], None]:
     """Carry a claimed cycle out. Returns the transaction that ends it, whichever end it comes to."""
     watch = Watch(store, settings, running, claim, claim.snapshot)
+    work = None
     try:
         work = _gather(store, settings, claim)
         if work is None:
@@ -119,12 +131,22 @@ def _attempt(
         return partial(supersede, store, running.actor, claim, f"its megabatches wait for more examples: {wait}")
     except Exception as error:
         log.exception("cycle %d of %s failed", claim.cycle.number, claim.model.name)
-        final = isinstance(error, (BadInput, LearningFailed))
-        return partial(fail, store, settings, running.actor, claim, _told(error), final=final)
+        final, held = isinstance(error, (BadInput, LearningFailed)), work is not None and work.held
+        return partial(
+            fail, store, settings, running.actor, claim, _told(error), final=final, events=events_of(error),
+            trip=_tripped(claim, error), held=held,
+        )  # fmt: skip
 
 
 def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
+
+
+def _tripped(claim: Claim, error: Exception) -> Trip | None:
+    """The guardrail that asks for another attempt when training has diverged."""
+    if not isinstance(error, TrainingDiverged):
+        return None
+    return diverged(Recipe.resolve(claim.recipe.document).guardrails, _told(error))
 
 
 # -- claim -------------------------------------------------------------------------------------------------------------
@@ -139,6 +161,38 @@ class _Work:
     new: frozenset[int]
     examples: Sequence[Megabatch]
 
+    @property
+    def held(self) -> bool:
+        """Whether guardrails hold the density in this cycle."""
+        return bool(self.given.history.holds)
+
+
+@dataclass(frozen=True, slots=True)
+class _Past:
+    """Accepted megabatches that a lineage has seen, by what becomes of them: no number is in two of the sets.
+
+    Attributes:
+        pinned: replayed whole.
+        replayed: in the parent's replay buffer, some of their rows at least.
+        released: pinned no longer; the replay policy may choose among all of their rows again.
+        asked: in no buffer; their validation examples alone are asked, to measure forgetting.
+    """
+
+    pinned: frozenset[int]
+    replayed: frozenset[int]
+    released: frozenset[int]
+    asked: frozenset[int]
+
+    @classmethod
+    def of(cls, before: State, pins: frozenset[int], accepted: frozenset[int]) -> _Past:
+        """What a parent's state, the pins of today and the quarantine say."""
+        seen = before.seen & accepted
+        pinned = seen & pins
+        replayed = (seen - pinned).intersection(before.replay)
+        released = seen & before.pinned - pinned - replayed
+        asked = spread(seen - pinned - replayed - released, MOST_ASKED)
+        return cls(pinned, replayed, released, frozenset(asked))
+
 
 def _claim(store: Store, settings: Settings, running: Running) -> Claim | None:
     with store.transaction(running.actor) as tx:
@@ -152,6 +206,8 @@ def _claim(store: Store, settings: Settings, running: Running) -> Claim | None:
                     "parent": claim.cycle.parent,
                     "through": claim.cycle.through,
                     "recipe_digest": claim.recipe.digest,
+                    "evaluation_set": claim.evaluation.digest if claim.evaluation else None,
+                    "pinned": sorted(claim.pinned),
                     "resumed": claim.snapshot is not None,
                 },
                 inputs=[claim.parent.checkpoint] if claim.parent else [],
@@ -160,41 +216,65 @@ def _claim(store: Store, settings: Settings, running: Running) -> Claim | None:
 
 
 def _gather(store: Store, settings: Settings, claim: Claim) -> _Work | None:
-    """The cycle's pinned inputs: recipe, parent, megabatches up to the pinned last one."""
+    """The cycle's pinned inputs: recipe, parent, evaluation set, megabatches up to the pinned last one."""
     recipe = Recipe.resolve(claim.recipe.document)
+    pins = frozenset[int]() if isinstance(recipe.replay, NoReplay) else claim.pinned
     before = state_of(store.blobs, claim.parent)
     with store.reading() as tx:
         eligible = tx.buffer.eligible(claim.model, seen=before.seen, through=claim.cycle.through)
-        replayed = [
-            m
-            for m in tx.buffer.training_set(claim.model, sorted(before.replay))
-            if m.status is MegabatchStatus.ACCEPTED
-        ]
+        past = _Past.of(before, pins, frozenset(tx.buffer.accepted(claim.model)))
+        old = tx.buffer.training_set(claim.model, [*past.replayed, *past.pinned, *past.released, *past.asked])
+        holds = _holds(store, tx, claim, recipe)
     first = claim.cycle.trigger is CycleTrigger.INITIAL_WEIGHTS
     if not eligible and not first:
         return None
     if recipe.initial_weights is not None and claim.parent is None and not first:
         raise InvalidWeights("version 0 is not there to start from: resume the model, which makes it anew")
-    used = sorted([*replayed, *eligible], key=lambda megabatch: megabatch.number)
+    used = sorted([*old, *eligible], key=lambda megabatch: megabatch.number)
+    new = frozenset(m.number for m in eligible)
+    whole = {m.number: np.ones(m.examples, dtype=np.bool_) for m in old if m.number in past.released}
     given = CycleInput(
         recipe=recipe,
         input=claim.model.input,
-        parent=_parent(store, claim.parent),
+        parent=_parent(store, claim.parent, before),
         attempt=claim.cycle.attempt,
-        megabatches=[_examples(store, megabatch) for megabatch in used],
-        new=frozenset(m.number for m in eligible),
+        megabatches=[_examples(store, megabatch.number, megabatch) for megabatch in used],
+        new=new,
         untested=frozenset(m.number for m in eligible if m.prequential is None),
+        replay={number: before.replay[number] for number in past.replayed} | whole,
+        pinned=past.pinned | (pins & new),
+        evaluation=_examples(store, 0, claim.evaluation) if claim.evaluation else None,
+        holds=holds,
+        scale=scale_of(claim.cycle.attempt),
         initial=_initial_weights(store, recipe) if first else None,
         architecture=_architecture(settings, recipe),
     )
     return _Work(given, before, given.new, used)
 
 
-def _parent(store: Store, version: Version | None) -> Parent | None:
+def _parent(store: Store, version: Version | None, state: State) -> Parent | None:
     if version is None:
         return None
     saved = checkpoint.decode(store.blobs.read(version.checkpoint))
-    return Parent(saved.arrays, saved.masks, version.stage, version.depth, _statistics(saved))
+    history = _history(state) if version.verdict.passed else _history(state).pardoned()  # promoted by hand
+    classes = len(saved.manifest["input"]["classes"])
+    return Parent(saved.arrays, saved.masks, version.stage, version.depth, _statistics(saved), history, classes)
+
+
+def _history(state: State) -> History:
+    return History.from_document(state.history) if state.history else History()
+
+
+def _holds(store: Store, tx: Transaction, claim: Claim, recipe: Recipe) -> tuple[Hold, ...]:
+    """What holds pruning beside the parent's history: guardrails that tripped on an attempt that is in no lineage."""
+    withheld = tx.ledger.held_since(claim.model, claim.cycle.parent)
+    if withheld is not None:
+        return _history(state_of(store.blobs, withheld)).holds
+    before = tx.ledger.attempt_before(claim.cycle)
+    if before is None or before.state is not CycleState.FAILED:
+        return ()
+    trip = diverged(recipe.guardrails, before.reason or "")
+    return (hold_since(trip),) if trip and trip.action in HOLDING else ()
 
 
 def _statistics(saved: checkpoint.Checkpoint) -> NormalisationState | None:
@@ -203,12 +283,11 @@ def _statistics(saved: checkpoint.Checkpoint) -> NormalisationState | None:
     return NormalisationState(saved.normalisation["mean"], saved.normalisation["std"])
 
 
-def _examples(store: Store, megabatch: Megabatch) -> Examples:
+def _examples(store: Store, number: int, found: Megabatch | EvaluationSet) -> Examples:
     x, y, ids = (
-        np.load(store.blobs.verified(d), mmap_mode="r", allow_pickle=False)
-        for d in (megabatch.x, megabatch.y, megabatch.ids)
+        np.load(store.blobs.verified(d), mmap_mode="r", allow_pickle=False) for d in (found.x, found.y, found.ids)
     )
-    return Examples(megabatch.number, x, np.asarray(y), np.asarray(ids))
+    return Examples(number, x, np.asarray(y), np.asarray(ids))
 
 
 def _initial_weights(store: Store, recipe: Recipe) -> Mapping[str, np.ndarray]:
@@ -272,13 +351,16 @@ def _draft(
     store: Store, claim: Claim, work: _Work, result: CycleResult, seconds: Mapping[Phase, float], device: torch.device
 ) -> VersionDraft:
     """Encode and keep the checkpoint and the state: blobs first, the row later."""
+    verdict = settled(store, claim, result.verdict, result.trips)
     manifest = _manifest(claim, work, result, device)
     scaling = result.normalisation
     normalisation = {"mean": scaling.mean, "std": scaling.std} if scaling else None
     data = checkpoint.encode(dict(result.arrays), dict(result.masks), manifest, normalisation)
     dense = checkpoint.encode_dense(checkpoint.decode(data))
     digest = store.blobs.put(data)
-    state = keep_state(store.blobs, work.before.advanced(work.new, result.assignments))
+    state = keep_state(
+        store.blobs, work.before.advanced(work.new, result.replay, result.history.document(), work.given.pinned)
+    )
     timed = {f"{phase.value}_seconds": value for phase, value in seconds.items()}
     return VersionDraft(
         status=VersionStatus.PUBLISHED if result.verdict.passed else VersionStatus.WITHHELD,
@@ -289,14 +371,14 @@ def _draft(
         total=result.total,
         layers=result.layers,
         metrics={**result.metrics, **timed},
-        verdict=result.verdict,
+        verdict=verdict,
         checkpoint=digest,
         checkpoint_bytes=len(data),
         dense=sha256_digest(dense),
         dense_bytes=len(dense),
         mask_digest=checkpoint.mask_digest(dict(result.masks)),
         state=state,
-        megabatches=len(result.assignments),
+        megabatches=len(result.trained),
         manifest=manifest,
     )
 
@@ -324,7 +406,8 @@ def _manifest(claim: Claim, work: _Work, result: CycleResult, device: torch.devi
         "mask_digest": checkpoint.mask_digest(dict(result.masks)),
         "seed": recipe.seed,
         "attempt": claim.cycle.attempt,
-        "megabatches": len(result.assignments),
+        "megabatches": len(result.trained),
+        "evaluation_set": claim.evaluation.digest if claim.evaluation else None,
         "environment": {
             "torch": torch.__version__,
             "device": device.type,
@@ -342,13 +425,14 @@ def _complete(spec: InputSpec) -> InputSpec:
 
 def _publish(store: Store, watch: Watch, claim: Claim, work: _Work, result: CycleResult, draft: VersionDraft) -> None:
     name = claim.model.name
-    trained = [megabatch for megabatch in work.examples if megabatch.number in result.assignments]
+    trained = [megabatch for megabatch in work.examples if megabatch.number in result.trained]
     with store.transaction(watch.running.actor) as tx:
         model = tx.ledger.lock_model(name)
         version = tx.ledger.publish_version(claim, draft)
-        for number, (accuracy, loss, examples) in result.prequential.items():
+        for number, seen in result.prequential.items():
             assert claim.parent is not None, "only a parent can be tested on arrival"
-            tx.buffer.record_prequential(model, number, Prequential(claim.parent.number, accuracy, loss, examples))
+            tested = Prequential(claim.parent.number, seen.accuracy, seen.loss, seen.examples)
+            tx.buffer.record_prequential(model, number, tested)
         for event in result.events:
             tx.audit.append(event.kind, model=name, parameters={"cycle": claim.cycle.number, **event.parameters})
         tx.audit.append(
@@ -377,6 +461,8 @@ def _publish(store: Store, watch: Watch, claim: Claim, work: _Work, result: Cycl
             tx.audit.append(
                 "alias.moved", model=name, reason="passed its guardrails", parameters=_moved(alias, claim.parent)
             )
+        else:
+            carry_out(store, tx, model, claim, version, result.trips, held=work.held)
     watch.discard()
 
 

@@ -1,4 +1,4 @@
-"""``tx.buffer``: megabatches and the replay buffer.
+"""``tx.buffer``: megabatches and the replay buffer, and the evaluation set beside them.
 
 Knows: what was uploaded, in what order, and what may be trained on. Must never know: the arrays (blobs hold them), or
 why a policy keeps an example.
@@ -13,24 +13,21 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 
 from app.domain import Megabatch, MegabatchDraft, MegabatchStatus, Model, Page, Prequential
 from app.errors import MegabatchQuarantined, UnknownMegabatch
+from app.store.evaluation_sets import EvaluationSets
+from app.store.rows import megabatch_of
 from app.store.tables import LARGEST, megabatches, models
 
 _CHUNK = 500
 
 
-class Buffer:
-    """The megabatches, as one transaction sees them."""
-
-    def __init__(self, connection: sa.Connection, now: datetime) -> None:
-        self._connection = connection
-        self._now = now
+class Buffer(EvaluationSets):
+    """The megabatches and the evaluation sets, as one transaction sees them."""
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
@@ -61,6 +58,7 @@ class Buffer:
                 bytes=draft.bytes,
                 histogram=list(draft.histogram),
                 received_at=self._now,
+                evaluation_overlap=draft.evaluation_overlap,
             )
         )
         return self.megabatch(model.name, number), True
@@ -108,6 +106,23 @@ class Buffer:
         )
         return self.training_set(model, [megabatch.number for megabatch in accepted])
 
+    def pin(self, model: Model, number: int, *, pinned: bool) -> tuple[Megabatch, bool]:
+        """Replay a megabatch in every cycle from now on, or no longer.
+
+        Cycles that run go on with what they pinned when they were claimed.
+
+        Returns:
+            The megabatch as it is now, and whether that is new.
+
+        Raises:
+            UnknownMegabatch: there is no such megabatch.
+        """
+        self._lock(model)
+        if self.megabatch(model.name, number).pinned is pinned:
+            return self.megabatch(model.name, number), False
+        self._connection.execute(sa.update(megabatches).where(*_is(model, number)).values(pinned=pinned))
+        return self.megabatch(model.name, number), True
+
     # -- reading -------------------------------------------------------------------------------------------------------
 
     def megabatch(self, model_name: str, number: int) -> Megabatch:
@@ -122,7 +137,7 @@ class Buffer:
             row = self._connection.execute(wanted).one_or_none()
         if row is None:
             raise UnknownMegabatch(f"model {model_name!r} has no megabatch {number}")
-        return _megabatch(row)
+        return megabatch_of(row)
 
     def megabatches(self, model_name: str, after: int | None, limit: int) -> Page[Megabatch]:
         """Megabatches in order of arrival.
@@ -135,7 +150,7 @@ class Buffer:
         if after is not None:
             wanted = wanted.where(megabatches.c.number > min(after, LARGEST))
         rows = self._connection.execute(wanted).all()
-        items = tuple(_megabatch(row) for row in rows[:limit])
+        items = tuple(map(megabatch_of, rows[:limit]))
         return Page(items, str(items[-1].number) if len(rows) > limit else None)
 
     def eligible(self, model: Model, *, seen: Collection[int], through: int | None = None) -> list[Megabatch]:
@@ -146,15 +161,23 @@ class Buffer:
             through: the last number that may be used; None for all.
         """
         known = seen if isinstance(seen, AbstractSet | range) else frozenset(seen)
+        numbers = self.accepted(model, since=_first_outside(known), through=through)
+        return self.training_set(model, [number for number in numbers if number not in known])
+
+    def accepted(self, model: Model, *, since: int = 1, through: int | None = None) -> list[int]:
+        """Numbers of the accepted megabatches, in order.
+
+        Args:
+            since, through: the first and the last number that is looked at; None for all.
+        """
         wanted = sa.select(megabatches.c.number).where(
             megabatches.c.model_id == model.id,
-            megabatches.c.number >= _first_outside(known),
+            megabatches.c.number >= since,
             megabatches.c.status == MegabatchStatus.ACCEPTED.value,
         )
         if through is not None:
             wanted = wanted.where(megabatches.c.number <= min(through, LARGEST))
-        numbers = self._connection.execute(wanted.order_by(megabatches.c.number)).scalars()
-        return self.training_set(model, [number for number in numbers if number not in known])
+        return list(self._connection.execute(wanted.order_by(megabatches.c.number)).scalars())
 
     def training_set(self, model: Model, numbers: Collection[int]) -> list[Megabatch]:
         """The named megabatches by number, quarantined ones too: look at their status.
@@ -180,13 +203,9 @@ class Buffer:
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
-    def _lock(self, model: Model) -> None:
-        """One writer at a time numbers the megabatches of a model."""
-        self._connection.execute(sa.select(models.c.id).where(models.c.id == model.id).with_for_update())
-
     def _select(self, model: Model, condition: sa.ColumnElement[bool]) -> list[Megabatch]:
         wanted = _all().where(megabatches.c.model_id == model.id, condition).order_by(megabatches.c.number)
-        return [_megabatch(row) for row in self._connection.execute(wanted)]
+        return [megabatch_of(row) for row in self._connection.execute(wanted)]
 
     @staticmethod
     def _unless_quarantined(first: Megabatch) -> Megabatch:
@@ -216,20 +235,3 @@ def _first_outside(seen: AbstractSet[int] | range) -> int:
 def _chunks(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
     """Slices that fit into the parameters of one statement on every database."""
     return (numbers[start : start + _CHUNK] for start in range(0, len(numbers), _CHUNK))
-
-
-def _megabatch(row: sa.Row[Any]) -> Megabatch:
-    return Megabatch(
-        model=row.model,
-        number=row.number,
-        status=MegabatchStatus(row.status),
-        digest=row.digest,
-        x=row.x,
-        y=row.y,
-        ids=row.ids,
-        examples=row.examples,
-        bytes=row.bytes,
-        histogram=tuple(row.histogram),
-        prequential=Prequential(**row.prequential) if row.prequential else None,
-        received_at=row.received_at,
-    )

@@ -27,6 +27,8 @@ from app.domain import (
     CycleState,
     CycleTrigger,
     Digest,
+    EvaluationSet,
+    MegabatchStatus,
     Model,
     ModelState,
     Page,
@@ -37,8 +39,28 @@ from app.domain import (
 )
 from app.errors import LeaseLost, UnknownCycle
 from app.store.releases import Releases
-from app.store.rows import cycle_of, model_of, progress_document, version_values
-from app.store.tables import LARGEST, QUEUED, RUNNING, cycles, leases, megabatches, models, recipes, versions, workers
+from app.store.rows import (
+    cycle_of,
+    evaluation_set_of,
+    input_document,
+    input_of,
+    model_of,
+    progress_document,
+    version_values,
+)
+from app.store.tables import (
+    LARGEST,
+    QUEUED,
+    RUNNING,
+    cycles,
+    evaluation_sets,
+    leases,
+    megabatches,
+    models,
+    recipes,
+    versions,
+    workers,
+)
 
 _CHUNK = 500
 _FORGOTTEN = timedelta(days=1)
@@ -48,6 +70,9 @@ _NAMING = (
     megabatches.c.x,
     megabatches.c.y,
     megabatches.c.ids,
+    evaluation_sets.c.x,
+    evaluation_sets.c.y,
+    evaluation_sets.c.ids,
     versions.c.checkpoint,
     versions.c.state,
     leases.c.snapshot,
@@ -61,13 +86,14 @@ class Ledger(Releases):
 
     # -- queue ---------------------------------------------------------------------------------------------------------
 
-    def enqueue_cycle(self, model: Model, trigger: CycleTrigger, through: int) -> Cycle:
+    def enqueue_cycle(self, model: Model, trigger: CycleTrigger, through: int, *, attempt: int = 0) -> Cycle:
         """Add a cycle to the end of the queue.
 
         Args:
             model: what it trains.
             trigger: why it is due.
             through: the last megabatch that it may train on, 0 for none.
+            attempt: retries with changed options.
         """
         present = self._locked(model)
         newest = sa.select(sa.func.max(cycles.c.number)).where(cycles.c.model_id == model.id)
@@ -80,7 +106,7 @@ class Ledger(Releases):
                 trigger=trigger.value,
                 through=through,
                 recipe_revision=present.recipe_revision,
-                attempt=0,
+                attempt=attempt,
                 failures=0,
                 created_at=self._now,
             )
@@ -123,6 +149,22 @@ class Ledger(Releases):
         found = [cycle_of(row) for half in halves for row in self._connection.execute(half)]
         return sorted(found, key=lambda cycle: cycle.number)
 
+    def covered(self, model: Model) -> int:
+        """The last megabatch that any cycle was enqueued for, however it ended; 0 for none."""
+        last = sa.select(sa.func.max(cycles.c.through)).where(cycles.c.model_id == model.id)
+        return self._connection.execute(last).scalar_one() or 0
+
+    def attempt_before(self, cycle: Cycle) -> Cycle | None:
+        """The attempt that a cycle tries again with changed options; None of a first attempt."""
+        wanted = _all().where(
+            models.c.name == cycle.model,
+            cycles.c.number < cycle.number,
+            cycles.c.through == cycle.through,
+            cycles.c.attempt == cycle.attempt - 1,
+        )
+        row = self._connection.execute(wanted.order_by(cycles.c.number.desc()).limit(1)).one_or_none()
+        return None if row is None else cycle_of(row)
+
     def supersede_cycles(self, model: Model, reason: str) -> list[Cycle]:
         """End every cycle that waits or runs: the ground that they stood on has moved.
 
@@ -155,7 +197,8 @@ class Ledger(Releases):
     # -- claims --------------------------------------------------------------------------------------------------------
 
     def claim_cycle(self, worker: str, lease_seconds: float) -> Claim | None:
-        """Take the oldest cycle that may run, and pin what it starts from: recipe, parent, generation.
+        """Take the oldest cycle that may run, and pin what it starts from: recipe, parent, generation, input spec,
+        evaluation set, pinned megabatches. A cycle that goes on from a snapshot keeps what it had pinned.
 
         Args:
             worker: who will run it.
@@ -318,56 +361,86 @@ class Ledger(Releases):
         parent = self._champion(model)
         before = self._connection.execute(_all().where(cycles.c.id == cycle_id)).one()
         pinned = {"parent": parent.number if parent else None, "recipe_revision": model.recipe_revision}
+        same_ground = all(getattr(before, name) == value for name, value in pinned.items())
+        token, snapshot, inputs = self._write_lease(cycle_id, model, worker, self._now + lease, resume=same_ground)
         self._connection.execute(
             sa.update(cycles)
             .where(cycles.c.id == cycle_id)
             .values(
                 **pinned,
+                evaluation_revision=inputs["evaluation"],
                 state=CycleState.RUNNING.value,
                 started_at=before.started_at or self._now,
                 not_before=None,
                 reason=None,
             )
         )
-        same_ground = all(getattr(before, name) == value for name, value in pinned.items())
-        token, snapshot = self._write_lease(cycle_id, model, worker, self._now + lease, resume=same_ground)
         cycle = cycle_of(self._connection.execute(_all().where(cycles.c.id == cycle_id)).one())
         return Claim(
             cycle=cycle,
-            model=model,
+            model=replace(model, input=input_of(inputs["input"])),
             recipe=self._recipe(model, model.recipe_revision),
             worker=worker,
             token=token,
             generation=model.generation,
             next_version=self._next_version(model, cycle.trigger),
             parent=parent,
+            pinned=frozenset(inputs["pinned"]),
+            evaluation=self._evaluation(model, inputs["evaluation"]),
             snapshot=snapshot,
             expires_at=self._now + lease,
         )
 
     def _write_lease(
         self, cycle_id: int, model: Model, worker: str, expires_at: datetime, *, resume: bool
-    ) -> tuple[int, Digest | None]:
-        """The next token, and the snapshot to go on from, which is only worth something on the same ground."""
+    ) -> tuple[int, Digest | None, dict[str, Any]]:
+        """The next token, the snapshot to go on from, which is only worth something on the same ground, and the inputs
+        that the cycle pins, or has pinned before that snapshot was taken.
+        """
         here = leases.c.cycle_id == cycle_id
         before = self._connection.execute(sa.select(leases).where(here)).one_or_none()
-        values = {
+        values: dict[str, Any] = {
             "token": 1,
             "generation": model.generation,
             "worker": worker,
             "expires_at": expires_at,
             "heartbeat_at": self._now,
             "advanced": False,
+            "inputs": self._inputs(model),
         }
         if before is None:
             self._connection.execute(sa.insert(leases).values(cycle_id=cycle_id, **values))
-            return 1, None
+            return 1, None, values["inputs"]
         values["token"] = before.token + 1
-        snapshot = before.snapshot if resume and before.generation == model.generation else None
+        resumes = resume and before.generation == model.generation and before.inputs is not None
+        snapshot = before.snapshot if resumes else None
         if snapshot is None:
             values.update(snapshot=None, progress=None)
+        else:
+            values.update(inputs=before.inputs)
         self._connection.execute(sa.update(leases).where(here).values(**values))
-        return before.token + 1, snapshot
+        return before.token + 1, snapshot, values["inputs"]
+
+    def _inputs(self, model: Model) -> dict[str, Any]:
+        """What a claim pins beside recipe and parent, as JSON."""
+        newest = sa.select(sa.func.max(evaluation_sets.c.revision)).where(evaluation_sets.c.model_id == model.id)
+        pinned = sa.select(megabatches.c.number).where(
+            megabatches.c.model_id == model.id,
+            megabatches.c.pinned,
+            megabatches.c.status == MegabatchStatus.ACCEPTED.value,
+        )
+        return {
+            "input": input_document(model.input),
+            "evaluation": self._connection.execute(newest).scalar_one(),
+            "pinned": sorted(self._connection.execute(pinned).scalars()),
+        }
+
+    def _evaluation(self, model: Model, revision: int | None) -> EvaluationSet | None:
+        wanted = sa.select(evaluation_sets).where(
+            evaluation_sets.c.model_id == model.id, evaluation_sets.c.revision == revision
+        )
+        row = None if revision is None else self._connection.execute(wanted).one_or_none()
+        return None if row is None else evaluation_set_of(row, model.name)
 
     def _hold(self, claim: Claim, change: sa.Update | sa.Delete) -> None:
         """Change the lease of a claim, if it is still this claim's."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from app.domain import CHAMPION, LATEST, Alias, AliasMove, Model, Page, Version, VersionStatus
+from app.domain import CHAMPION, HOLDING, LATEST, Alias, AliasMove, Model, Page, Version, VersionStatus
 from app.errors import AliasMoved, InvalidName, UnknownAlias, UnknownVersion
 from app.store.registry import NAME, Registry
 from app.store.rows import version_of
@@ -96,6 +96,24 @@ class Releases(Registry):
         wanted = self._of(model).where(versions.c.number.in_(sa.select(line.c.number)))
         rows = self._connection.execute(wanted.order_by(versions.c.number.desc()))
         return [version_of(row, name) for row in rows]
+
+    def held_since(self, model: Model, champion: int | None) -> Version | None:
+        """The newest version that was withheld with pruning to be held, and left this one as the champion.
+
+        Args:
+            model: whose version it is.
+            champion: number of a version; None: the model had none.
+        """
+        verdict = versions.c.verdict
+        left = sa.func.coalesce(verdict["restored"].as_integer(), versions.c.parent)
+        wanted = self._of(model).where(
+            versions.c.number > (-1 if champion is None else champion),
+            versions.c.status == VersionStatus.WITHHELD.value,
+            verdict["action"].as_string().in_(HOLDING),
+            left.is_not_distinct_from(champion),
+        )
+        row = self._connection.execute(wanted.order_by(versions.c.number.desc()).limit(1)).one_or_none()
+        return None if row is None else version_of(row, model.name)
 
     # -- aliases -------------------------------------------------------------------------------------------------------
 

@@ -13,12 +13,16 @@ from app.domain import (
     Cycle,
     CycleState,
     CycleTrigger,
+    EvaluationSet,
     InputSpec,
     Layer,
+    Megabatch,
+    MegabatchStatus,
     Model,
     ModelState,
     Normalisation,
     Phase,
+    Prequential,
     Progress,
     RecipeRevision,
     Verdict,
@@ -39,7 +43,7 @@ def model_of(row: Row) -> Model:
         paused_reason=row.paused_reason,
         recipe_revision=row.recipe_revision,
         recipe_digest=row.recipe_digest,
-        input=_input_of(row.input),
+        input=input_of(row.input),
         generation=row.generation,
         created_at=row.created_at,
     )
@@ -48,6 +52,42 @@ def model_of(row: Row) -> Model:
 def recipe_of(row: Row, model: str) -> RecipeRevision:
     """A row of ``recipes``."""
     return RecipeRevision(model, row.revision, row.digest, row.document, row.created_at)
+
+
+def megabatch_of(row: Row) -> Megabatch:
+    """A row of ``megabatches`` with ``model``, its model's name."""
+    return Megabatch(
+        model=row.model,
+        number=row.number,
+        status=MegabatchStatus(row.status),
+        pinned=row.pinned,
+        digest=row.digest,
+        x=row.x,
+        y=row.y,
+        ids=row.ids,
+        examples=row.examples,
+        bytes=row.bytes,
+        histogram=tuple(row.histogram),
+        prequential=Prequential(**row.prequential) if row.prequential else None,
+        evaluation_overlap=row.evaluation_overlap,
+        received_at=row.received_at,
+    )
+
+
+def evaluation_set_of(row: Row, model: str) -> EvaluationSet:
+    """A row of ``evaluation_sets``."""
+    return EvaluationSet(
+        model=model,
+        revision=row.revision,
+        digest=row.digest,
+        x=row.x,
+        y=row.y,
+        ids=row.ids,
+        examples=row.examples,
+        bytes=row.bytes,
+        histogram=tuple(row.histogram),
+        set_at=row.set_at,
+    )
 
 
 def cycle_of(row: Row) -> Cycle:
@@ -59,6 +99,7 @@ def cycle_of(row: Row) -> Cycle:
         trigger=CycleTrigger(row.trigger),
         through=row.through,
         recipe_revision=row.recipe_revision,
+        evaluation_revision=row.evaluation_revision,
         parent=row.parent,
         version=row.version,
         attempt=row.attempt,
@@ -89,7 +130,7 @@ def version_of(row: Row, model: str) -> Version:
         total=row.total,
         layers=tuple(Layer(y["name"], tuple(y["shape"]), y["kept"], y["total"]) for y in row.layers),
         metrics=row.metrics,
-        verdict=Verdict(row.verdict["passed"], tuple(row.verdict["reasons"])),
+        verdict=_verdict_of(row.verdict),
         checkpoint=row.checkpoint,
         checkpoint_bytes=row.checkpoint_bytes,
         dense=row.dense,
@@ -113,7 +154,12 @@ def version_values(draft: VersionDraft) -> dict[str, Any]:
         "total": draft.total,
         "layers": [{"name": y.name, "shape": list(y.shape), "kept": y.kept, "total": y.total} for y in draft.layers],
         "metrics": dict(draft.metrics),
-        "verdict": {"passed": draft.verdict.passed, "reasons": list(draft.verdict.reasons)},
+        "verdict": {
+            "passed": draft.verdict.passed,
+            "reasons": list(draft.verdict.reasons),
+            "action": draft.verdict.action,
+            "restored": draft.verdict.restored,
+        },
         "checkpoint": draft.checkpoint,
         "checkpoint_bytes": draft.checkpoint_bytes,
         "dense": draft.dense,
@@ -141,6 +187,7 @@ def input_document(spec: InputSpec) -> dict[str, Any]:
             "mean": list(scaling.mean),
             "std": list(scaling.std),
         },
+        "unseen_classes": spec.unseen_classes,
     }
 
 
@@ -157,7 +204,8 @@ def progress_document(progress: Progress) -> dict[str, Any]:
     }
 
 
-def _input_of(document: dict[str, Any]) -> InputSpec:
+def input_of(document: dict[str, Any]) -> InputSpec:
+    """What ``input_document`` gave; one of before late classes, too."""
     scaling = document["normalisation"]
     return InputSpec(
         shape=None if document["shape"] is None else tuple(document["shape"]),
@@ -166,7 +214,14 @@ def _input_of(document: dict[str, Any]) -> InputSpec:
         normalisation=None
         if scaling is None
         else Normalisation(**{**scaling, "mean": tuple(scaling["mean"]), "std": tuple(scaling["std"])}),
+        unseen_classes=document.get("unseen_classes", "reject"),
     )
+
+
+def _verdict_of(document: dict[str, Any]) -> Verdict:
+    """A verdict; one of before actions, too."""
+    reasons = tuple(document["reasons"])
+    return Verdict(document["passed"], reasons, document.get("action", ""), document.get("restored"))
 
 
 def _progress_of(document: dict[str, Any] | None) -> Progress | None:

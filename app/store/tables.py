@@ -115,9 +115,26 @@ megabatches = sa.Table(
     sa.Column("histogram", _json(), nullable=False),
     sa.Column("prequential", _json()),
     sa.Column("received_at", UtcDateTime, nullable=False),
+    sa.Column("pinned", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("evaluation_overlap", sa.BigInteger),
     sa.UniqueConstraint("model_id", "number"),
     sa.UniqueConstraint("model_id", "digest"),
     _one_of("status", "accepted", "quarantined"),
+)
+
+evaluation_sets = sa.Table(
+    "evaluation_sets",
+    metadata,
+    _model_id(primary_key=True),
+    sa.Column("revision", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("digest", _DIGEST, nullable=False),
+    sa.Column("x", _DIGEST, nullable=False, index=True),
+    sa.Column("y", _DIGEST, nullable=False, index=True),
+    sa.Column("ids", _DIGEST, nullable=False, index=True),
+    sa.Column("examples", sa.BigInteger, nullable=False),
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+    sa.Column("histogram", _json(), nullable=False),
+    sa.Column("set_at", UtcDateTime, nullable=False),
 )
 
 cycles = sa.Table(
@@ -139,6 +156,7 @@ cycles = sa.Table(
     sa.Column("created_at", UtcDateTime, nullable=False),
     sa.Column("started_at", UtcDateTime),
     sa.Column("finished_at", UtcDateTime),
+    sa.Column("evaluation_revision", sa.Integer),
     sa.UniqueConstraint("model_id", "number"),
     _one_of("state", "queued", "running", "published", "withheld", "failed", "superseded"),
 )
@@ -162,6 +180,7 @@ leases = sa.Table(
     sa.Column("progress", _json()),
     sa.Column("snapshot", _DIGEST),
     sa.Column("advanced", sa.Boolean, nullable=False),
+    sa.Column("inputs", _json()),
     sa.CheckConstraint("(worker IS NULL) = (expires_at IS NULL)", name="held"),
 )
 

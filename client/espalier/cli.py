@@ -33,7 +33,7 @@ import typer
 from typer.core import TyperGroup
 
 from espalier import __version__
-from espalier.commands import batches, cycles, log, models, versions
+from espalier.commands import batches, cycles, evaluation, log, models, versions
 from espalier.console import consoles, line, plain
 from espalier.errors import (
     ApiProblem,
@@ -68,7 +68,7 @@ _EPILOG = (
 )
 
 
-_ORDER = ("model", "batch", "cycle", "version", "promote", "rollback", "alias", "audit", "metrics")
+_ORDER = ("model", "batch", "evaluation", "cycle", "version", "promote", "rollback", "alias", "audit", "metrics")
 
 
 class _Commands(TyperGroup):
@@ -102,7 +102,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for noun in (models, batches, cycles, versions, log):
+for noun in (models, batches, evaluation, cycles, versions, log):
     noun.register(app)
 
 

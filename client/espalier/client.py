@@ -42,6 +42,7 @@ from espalier.records import (
     AliasMove,
     AuditEntry,
     Cycle,
+    EvaluationSet,
     InitialWeights,
     LogHead,
     Megabatch,
@@ -128,7 +129,8 @@ class Client:
             recipe: what differs from the preset; unknown keys are errors.
             preset: name of the recipe to start from.
             input: ``shape``, ``dtype``, ``classes`` (names, or how many), ``normalisation``; what is left out is
-                inferred from the first megabatch.
+                inferred from the first megabatch. ``unseen_classes``: ``"reject"`` (a megabatch with a label beyond the
+                classes is refused) or ``"extend"`` (it adds the class).
             initial_weights: a safetensors file, or arrays (numpy or torch) by name, to start from as version 0.
         """
         document = dict(recipe or {})
@@ -218,6 +220,46 @@ class Client:
     def megabatch(self, name: str, number: int) -> Megabatch:
         """One megabatch."""
         return self._get(Megabatch, path_of("models", name, "megabatches", number))
+
+    def pin(self, name: str, number: int, reason: str) -> Megabatch:
+        """Replay a megabatch in every cycle from now on, whatever the replay policy keeps."""
+        return self._make(Megabatch, path_of("models", name, "megabatches", number, "pin"), {"reason": reason})
+
+    def unpin(self, name: str, number: int, reason: str) -> Megabatch:
+        """Leave a megabatch to the replay policy again."""
+        return self._make(Megabatch, path_of("models", name, "megabatches", number, "unpin"), {"reason": reason})
+
+    # -- the evaluation set --------------------------------------------------------------------------------------------
+
+    def set_evaluation(
+        self,
+        name: str,
+        x: npt.ArrayLike | str | Path,
+        y: npt.ArrayLike | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> EvaluationSet:
+        """Set a model's evaluation set: fixed labelled examples that are never trained on.
+
+        It takes the place of the one before, in cycles that start from now on. Examples of megabatches that are in it
+        are left out of training; ``.overlap`` says how many.
+
+        Args:
+            name: the model, which has a megabatch, or whose input is declared.
+            x: examples, or the path of an npz file with the members ``x`` and ``y``; as ``upload`` takes them.
+            y: labels, (n,) integers; None with a path.
+            progress: told the bytes sent, and all of them.
+
+        Returns:
+            The set, with ``.replayed`` when it was in force already.
+        """
+        answer = self._upload(path_of("models", name, "evaluation-set"), _megabatch(x, y), progress, method="PUT")
+        replayed = answer.headers.get("idempotency-replayed", "").lower() == "true"
+        return EvaluationSet.from_json({**_json(answer), "replayed": replayed})
+
+    def evaluation_set(self, name: str) -> EvaluationSet:
+        """A model's evaluation set."""
+        return self._get(EvaluationSet, path_of("models", name, "evaluation-set"))
 
     # -- cycles --------------------------------------------------------------------------------------------------------
 
@@ -546,7 +588,9 @@ class Client:
         recent = self.cycles(name, _PAGE)
         return min((cycle.number for cycle in recent if cycle.open and cycle.through >= megabatch), default=None)
 
-    def _upload(self, path: str, content: bytes | Path, progress: Progress | None) -> httpx.Response:
+    def _upload(
+        self, path: str, content: bytes | Path, progress: Progress | None, *, method: str = "POST"
+    ) -> httpx.Response:
         if isinstance(content, Path):
             size, digest = content.stat().st_size, file_digest(content)
         else:
@@ -556,7 +600,7 @@ class Client:
             "Content-Length": str(size),
             "Content-Digest": content_digest(digest),
         }
-        return self._http.request("POST", path, body=_body(content, size, progress), headers=headers, repeatable=True)
+        return self._http.request(method, path, body=_body(content, size, progress), headers=headers, repeatable=True)
 
 
 def _json(answer: httpx.Response) -> dict[str, Any]:

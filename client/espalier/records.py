@@ -67,12 +67,16 @@ class Normalisation(Record):
 
 @dataclass(frozen=True)
 class InputSpec(Record):
-    """What a model is fed; members that are None are inferred from the first megabatch."""
+    """What a model is fed; members that are None are inferred from the first megabatch.
+
+    ``unseen_classes``: a megabatch with a label beyond ``classes`` is refused (``reject``), or adds it (``extend``).
+    """
 
     shape: tuple[int, ...] | None = None
     dtype: str | None = None
     classes: tuple[str, ...] | None = None
     normalisation: Normalisation | None = None
+    unseen_classes: str = "reject"
 
 
 @dataclass(frozen=True)
@@ -92,10 +96,11 @@ class Layer(Record):
 
 @dataclass(frozen=True)
 class Verdict(Record):
-    """The guardrails' answer before promotion, with reasons in words."""
+    """The guardrails' answer before promotion, with reasons in words, and the action that they ask for."""
 
     passed: bool
     reasons: tuple[str, ...] = ()
+    action: str = ""
 
 
 @dataclass(frozen=True)
@@ -172,11 +177,14 @@ class Model(Record):
 
 @dataclass(frozen=True)
 class Prequential(Record):
-    """The champion's accuracy on a megabatch before it trained on it: what production saw."""
+    """The champion's accuracy on a megabatch before it trained on it: what production saw.
+
+    Examples of classes that it does not know are wrong; ``loss`` is the mean over the others, None without any.
+    """
 
     version: int
     accuracy: float
-    loss: float
+    loss: float | None
     examples: int
 
 
@@ -187,6 +195,9 @@ class Megabatch(Record):
     Attributes:
         cycle: the cycle that the upload enqueued, if it did; only on the answer to an upload.
         replayed: True when the same arrays were there already and the first megabatch was returned.
+        pinned: whether every cycle replays it, whatever the replay policy keeps.
+        evaluation_overlap: how many of its examples are in the evaluation set too, and are left out of training; None
+            without an evaluation set.
     """
 
     model: str
@@ -201,6 +212,31 @@ class Megabatch(Record):
     dtype: str | None = None
     prequential: Prequential | None = None
     cycle: int | None = None
+    replayed: bool = False
+    pinned: bool = False
+    evaluation_overlap: int | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationSet(Record):
+    """A fixed labelled set that is never trained on.
+
+    Attributes:
+        revision: counts the sets that the model has had, from 1.
+        overlap: examples of all megabatches together that are in it too, and are left out of training.
+        replayed: True on the answer to a set that was in force already.
+    """
+
+    model: str
+    revision: int
+    digest: str
+    examples: int
+    bytes: int
+    histogram: Mapping[str, int]
+    set_at: datetime
+    shape: tuple[int, ...] | None = None
+    dtype: str | None = None
+    overlap: int = 0
     replayed: bool = False
 
 
@@ -231,6 +267,7 @@ class Cycle(Record):
     reason: str | None
     created_at: datetime
     recipe_revision: int = 1
+    evaluation_revision: int | None = None
     attempt: int = 0
     failures: int = 0
     not_before: datetime | None = None

@@ -460,7 +460,7 @@ def test_recipes_from_files(tmp_path: Path) -> None:
             "100 % -> 20 % in 1 stage, one per 3 megabatches",
         ),
         (
-            {"schedule": {"name": "dense"}, "trigger": {"name": "cron", "expression": "0 2 * * *"}},
+            {"schedule": {"name": "constant"}, "trigger": {"name": "cron", "expression": "0 2 * * *"}},
             "no pruning, at '0 2 * * *' UTC",
         ),
         ({"schedule": {"name": "new"}, "trigger": {"name": "manual"}}, "schedule new, on request"),

@@ -54,9 +54,9 @@ def waiting(idle: Service) -> Iterator[Client]:
 
 
 def test_a_model_is_made_once(client: Client) -> None:
-    made = client.create_model("made-once", {"schedule": {"name": "dense"}}, input={"classes": ["a", "b"]})
+    made = client.create_model("made-once", {"schedule": {"name": "constant"}}, input={"classes": ["a", "b"]})
     assert (made.name, made.state, made.champion, made.replayed) == ("made-once", "active", None, False)
-    assert made.recipe["schedule"] == {"name": "dense"}
+    assert made.recipe["schedule"] == {"name": "constant"}
     assert made.input.classes == ("a", "b")
     assert client.create_model("made-once", preset="dense", input={"classes": ["a", "b"]}).replayed
     assert client.model("made-once") == made

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import re
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 
 import pytest
 import sqlalchemy as sa
@@ -18,7 +19,7 @@ from app.store.blobs import Blobs
 from app.store.database import Store
 from app.store.migrate import downgrade, migrate, newest_revision
 from app.store.tables import metadata
-from tests.builders import make_megabatch, make_model, make_version
+from tests.builders import claim, make_evaluation, make_megabatch, make_model, make_pin, make_version
 
 
 def _tables(url):
@@ -118,6 +119,54 @@ def test_a_migrated_database_keeps_its_rows(empty_database_url, tmp_path):
         assert tx.ledger.version("gas", "champion") == version
         assert tx.audit.verify().size == 6
     store.dispose()
+
+
+def test_the_second_revision_keeps_what_the_first_one_held_and_goes_back(empty_database_url, tmp_path):
+    """Rows that 0001 wrote are read by this version; what only 0002 knows is lost on the way back, the rest is not."""
+    assert migrate(empty_database_url, "0001") == ["0001"]
+    engine = sa.create_engine(empty_database_url)
+    old = {"megabatches": {"pinned", "evaluation_overlap"}, "cycles": {"evaluation_revision"}, "leases": {"inputs"}}
+    digest, now = "sha256:" + "0" * 64, datetime(2030, 1, 1, tzinfo=UTC)
+    blank = {"normalisation": None, "shape": [4], "dtype": "float32", "classes": ["a", "b"]}
+    rows = {
+        "models": {"id": 1, "name": "gas", "state": "active", "recipe_revision": 1, "recipe_digest": digest,
+                   "input": blank, "generation": 1, "created_at": now},
+        "recipes": {"model_id": 1, "revision": 1, "digest": digest, "document": {}, "created_at": now},
+        "megabatches": {"id": 1, "model_id": 1, "number": 1, "status": "accepted", "digest": digest, "x": digest,
+                        "y": digest, "ids": digest, "examples": 2, "bytes": 8, "histogram": [1, 1],
+                        "received_at": now},
+        "cycles": {"id": 1, "model_id": 1, "number": 1, "state": "queued", "trigger": "manual", "through": 1,
+                   "recipe_revision": 1, "attempt": 0, "failures": 0, "created_at": now},
+        "leases": {"cycle_id": 1, "token": 3, "generation": 1, "snapshot": digest, "advanced": True},
+    }  # fmt: skip
+    with engine.begin() as connection:
+        for name, values in rows.items():
+            table = metadata.tables[name]
+            columns = [sa.column(c.name, c.type) for c in table.c if c.name not in old.get(name, ())]
+            connection.execute(sa.insert(sa.table(name, *columns)).values(values))
+    assert migrate(empty_database_url) == ["0002"]
+    store = Store(empty_database_url, Blobs(tmp_path / "data"))
+    with store.reading() as tx:
+        (megabatch,) = tx.buffer.megabatches("gas", None, 5).items
+        model = tx.ledger.model("gas")
+        assert (megabatch.pinned, megabatch.evaluation_overlap, model.input.unseen_classes) == (False, None, "reject")
+        assert tx.ledger.cycle("gas", 1).evaluation_revision is None
+        assert tx.buffer.evaluation(model) is None
+    claimed = claim(store)
+    assert claimed is not None and claimed.token == 4
+    assert claimed.snapshot is None, "it says nothing of what the cycle had pinned"
+    make_evaluation(store, model)
+    make_pin(store, model, 1)
+    store.dispose()
+    assert downgrade(empty_database_url, "0001") == ["0002"]
+    inspector = sa.inspect(engine)
+    assert "evaluation_sets" not in inspector.get_table_names()
+    for name, columns in old.items():
+        assert not columns & {column["name"] for column in inspector.get_columns(name)}
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("SELECT number FROM megabatches").scalars().all() == [1]
+    engine.dispose()
+    assert migrate(empty_database_url) == ["0002"]
 
 
 def _migrate_in_process(url, start, results):

@@ -9,7 +9,7 @@ import pytest
 
 from app.domain import MegabatchStatus, Prequential
 from app.errors import MegabatchQuarantined, UnknownMegabatch
-from tests.builders import ACTOR, make_megabatch, make_model, megabatch_draft
+from tests.builders import ACTOR, make_megabatch, make_model, make_pin, megabatch_draft
 
 
 def _quarantine(store, model, numbers):
@@ -166,3 +166,40 @@ def test_prequential_accuracy_is_taken_once(store):
         assert tx.buffer.megabatch("gas", 1).prequential == first
     with pytest.raises(UnknownMegabatch), store.transaction(ACTOR) as tx:
         tx.buffer.record_prequential(model, 2, first)
+
+
+def test_a_champion_that_knows_none_of_the_classes_has_no_loss(store):
+    model = make_model(store)
+    make_megabatch(store, model)
+    with store.transaction(ACTOR) as tx:
+        tx.buffer.record_prequential(model, 1, Prequential(3, 0.0, None, 10))
+        tx.audit.append("cycle.judged", model="gas")
+    with store.reading() as tx:
+        assert tx.buffer.megabatch("gas", 1).prequential == Prequential(3, 0.0, None, 10)
+
+
+def test_pins_come_and_go_one_by_one(store):
+    model = make_model(store)
+    for _ in range(3):
+        make_megabatch(store, model)
+    assert make_pin(store, model, 2).pinned
+    with store.transaction(ACTOR) as tx:  # no change, so nothing has to be audited
+        assert tx.buffer.pin(model, 2, pinned=True)[1] is False
+        assert tx.buffer.pin(model, 1, pinned=False)[1] is False
+        assert tx.ledger.model("gas").generation == model.generation, "a running cycle goes on"
+    with store.reading() as tx:
+        assert [m.pinned for m in tx.buffer.megabatches("gas", None, 10).items] == [False, True, False]
+    assert not make_pin(store, model, 2, pinned=False).pinned
+    with pytest.raises(UnknownMegabatch, match="no megabatch 4"):
+        make_pin(store, model, 4)
+
+
+def test_accepted_numbers(store):
+    model = make_model(store)
+    for _ in range(5):
+        make_megabatch(store, model)
+    _quarantine(store, model, [2])
+    with store.reading() as tx:
+        assert tx.buffer.accepted(model) == [1, 3, 4, 5]
+        assert tx.buffer.accepted(model, since=2, through=4) == [3, 4]
+        assert tx.buffer.accepted(model, since=6, through=10**12) == []

@@ -16,7 +16,7 @@ from app.store import database
 from app.store.blobs import Blobs
 from app.store.database import Store, journal_mode
 from app.store.tables import AUDITED, EXEMPT, LOG, metadata, models
-from tests.builders import ACTOR, claim, make_cycle, make_megabatch, make_model, make_version
+from tests.builders import ACTOR, claim, make_cycle, make_evaluation, make_megabatch, make_model, make_version
 
 AUDITED_TABLES = sorted(AUDITED)
 
@@ -47,6 +47,7 @@ def filled(store):
     """A row in every table."""
     model = make_model(store)
     make_megabatch(store, model)
+    make_evaluation(store, model)
     make_version(store, model)
     make_cycle(store, model)
     assert claim(store) is not None
@@ -60,7 +61,8 @@ def filled(store):
 
 
 def test_every_table_is_audited_exempt_or_the_log():
-    assert {"models", "recipes", "megabatches", "cycles", "versions", "aliases", "alias_moves"} == AUDITED
+    told = {"models", "recipes", "megabatches", "evaluation_sets", "cycles", "versions", "aliases", "alias_moves"}
+    assert told == AUDITED
     assert {"leases", "ticks", "workers"} == EXEMPT
     assert {"audit_entries", "log_head"} == LOG
     assert set(metadata.tables) == AUDITED | EXEMPT | LOG

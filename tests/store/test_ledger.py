@@ -21,6 +21,7 @@ from app.domain import (
     Normalisation,
     Phase,
     Progress,
+    Verdict,
     VersionStatus,
 )
 from app.errors import (
@@ -36,15 +37,17 @@ from app.errors import (
 )
 from app.store.blobs import Blobs
 from app.store.database import Store
-from app.store.tables import workers
+from app.store.tables import versions, workers
 from tests.builders import (
     ACTOR,
     Clock,
     claim,
     digest_of,
     make_cycle,
+    make_evaluation,
     make_megabatch,
     make_model,
+    make_pin,
     make_version,
     publish,
     version_draft,
@@ -78,7 +81,9 @@ def test_a_model_comes_back_as_it_was_created(store, clock):
     assert list(recipe.document) == ["b", "a"]
 
 
-@pytest.mark.parametrize("spec", [InputSpec(), InputSpec(shape=(3,)), InputSpec(classes=("a", "b"))])
+@pytest.mark.parametrize(
+    "spec", [InputSpec(), InputSpec(shape=(3,)), InputSpec(classes=("a", "b"), unseen_classes="extend")]
+)
 def test_an_incomplete_input_stays_incomplete(store, spec):
     assert make_model(store, input=spec).input == spec
 
@@ -197,6 +202,52 @@ def test_a_claim_pins_what_it_starts_from(store, clock):
     assert claimed.expires_at == clock.now + timedelta(seconds=30)
     assert claimed.cycle.started_at == clock.now
     assert claimed.snapshot is None
+
+
+def test_a_claim_pins_input_evaluation_set_and_pins(store):
+    model = make_model(store)
+    for _ in range(3):
+        make_megabatch(store, model)
+    for number in (1, 3):
+        make_pin(store, model, number)
+    with store.transaction(ACTOR) as tx:
+        tx.buffer.quarantine(model, [3])
+        tx.audit.append("megabatch.quarantined", model="gas")
+    first, second = make_evaluation(store, model, "first"), make_evaluation(store, model, "second")
+    make_cycle(store, model, through=3)
+    claimed = claim(store)
+    assert (first.revision, claimed.evaluation, claimed.cycle.evaluation_revision) == (1, second, 2)
+    assert claimed.pinned == {1}, "what is in quarantine is not replayed, pinned or not"
+    assert claimed.model.input == model.input
+    with store.reading() as tx:
+        assert tx.ledger.cycle("gas", 1).evaluation_revision == 2
+
+
+@pytest.mark.parametrize("resumed", [True, False])
+def test_a_resumed_cycle_keeps_what_it_pinned_and_one_that_starts_again_pins_anew(store, resumed):
+    model = make_model(store)
+    make_megabatch(store, model)
+    make_cycle(store, model, through=1)
+    first = claim(store)
+    with store.transaction(ACTOR) as tx:
+        if resumed:
+            tx.ledger.attach_snapshot(first, digest_of("snapshot"))
+        tx.ledger.release_cycle(first)
+        tx.audit.append("cycle.released", model="gas")
+    make_pin(store, model, 1)
+    evaluation = make_evaluation(store, model)
+    wider = replace(model.input, classes=("cat", "dog", "cow"))
+    with store.transaction(ACTOR) as tx:
+        tx.ledger.set_input(model, wider)
+        tx.audit.append("model.classes-extended", model="gas")
+    second = claim(store)
+    pinned = (second.model.input, second.pinned, second.evaluation, second.cycle.evaluation_revision)
+    if resumed:
+        assert second.snapshot == digest_of("snapshot")
+        assert pinned == (model.input, frozenset(), None, None)
+    else:
+        assert second.snapshot is None
+        assert pinned == (wider, {1}, evaluation, 1)
 
 
 def test_nothing_to_claim(store):
@@ -616,6 +667,70 @@ def test_ancestry_follows_parents_not_numbers(store):
             tx.ledger.ancestry("gas", 5)
 
 
+def withhold(store, model, verdict: Verdict) -> int:
+    """A version that this verdict kept back."""
+    make_cycle(store, model)
+    claimed = claim(store)
+    draft = replace(version_draft(store, f"{claimed.next_version}", passed=False), verdict=verdict)
+    with store.transaction(ACTOR) as tx:
+        version = tx.ledger.publish_version(claimed, draft)
+        tx.audit.append("version.withheld", model=model.name)
+    assert version.verdict == verdict
+    return version.number
+
+
+def test_what_holds_pruning_is_the_newest_withheld_version_that_left_this_champion(store):
+    model, other = make_model(store), make_model(store, "other")
+
+    def held_since(champion: int | None) -> int | None:
+        with store.reading() as tx:
+            found = tx.ledger.held_since(model, champion)
+            assert tx.ledger.held_since(other, champion) is None
+        return found.number if found else None
+
+    assert held_since(None) is None
+    first = withhold(store, model, Verdict(False, ("low",), "hold"))
+    assert held_since(None) == first
+    champion = make_version(store, model).number
+    assert held_since(champion) is None, "a hold of before is in the history that was published"
+    withhold(store, model, Verdict(False, ("low",), "withhold"))
+    withhold(store, model, Verdict(False, ("low",), "retry"))
+    assert held_since(champion) is None
+    hold = withhold(store, model, Verdict(False, ("low",), "hold"))
+    newer = withhold(store, model, Verdict(False, ("low",), "restore"))
+    assert held_since(champion) == newer > hold
+    second = make_version(store, model).number
+    back = withhold(store, model, Verdict(False, ("low",), "restore", champion))
+    assert held_since(champion) == back, "it moved the champion back to this one"
+    assert held_since(second) is None
+
+
+def test_a_verdict_of_before_there_were_actions(store):
+    make_version(store, make_model(store))
+    with store.transaction(ACTOR) as tx:
+        tx.ledger._connection.execute(sa.update(versions).values(verdict={"passed": False, "reasons": ["low"]}))
+        tx.audit.append("version.withheld", model="gas")
+    with store.reading() as tx:
+        assert tx.ledger.version("gas", 1).verdict == Verdict(False, ("low",), "", None)
+        assert tx.ledger.held_since(tx.ledger.model("gas"), None) is None
+
+
+def test_attempts_know_the_one_before_and_the_last_megabatch_that_was_covered(store):
+    model = make_model(store)
+    with store.transaction(ACTOR) as tx:
+        assert tx.ledger.covered(model) == 0
+        first, other, again = (
+            tx.ledger.enqueue_cycle(model, CycleTrigger.GUARDRAIL, through, attempt=attempt)
+            for through, attempt in ((1, 0), (2, 0), (1, 1))
+        )
+        tx.audit.append("cycle.requested", model="gas")
+    assert (first.attempt, again.attempt) == (0, 1)
+    with store.reading() as tx:
+        assert tx.ledger.attempt_before(again) == first
+        assert tx.ledger.attempt_before(first) is None and tx.ledger.attempt_before(other) is None
+        assert tx.ledger.covered(model) == 2, "the newest cycle is not the one that reaches furthest"
+
+
 # -- aliases -----------------------------------------------------------------------------------------------------------
 
 
@@ -701,12 +816,14 @@ def test_every_blob_that_a_row_names_is_referenced(store):
     weights = digest_of("initial weights")
     model = make_model(store, recipe={"initial_weights": weights})
     megabatch = make_megabatch(store, model)
+    older, newer = make_evaluation(store, model, "older"), make_evaluation(store, model, "newer")
     version = make_version(store, model)
     make_cycle(store, model)
     claimed = claim(store)
     with store.transaction(ACTOR) as tx:
         tx.ledger.attach_snapshot(claimed, digest_of("snapshot"))
-    named = {weights, megabatch.x, megabatch.y, megabatch.ids, version.checkpoint, version.state, digest_of("snapshot")}
+    named = {weights, version.checkpoint, version.state, digest_of("snapshot")}
+    named |= {digest for found in (megabatch, older, newer) for digest in (found.x, found.y, found.ids)}
     others = [digest_of(str(n)) for n in range(1200)]
     with store.reading() as tx:
         assert tx.ledger.references([*others[:600], *named, *others[600:]]) == named

@@ -1,4 +1,4 @@
-"""Megabatches: upload, list, look at."""
+"""Megabatches: upload, list, look at, pin."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from app import errors
 from app.api import schemas
-from app.api.declared import UPLOAD_BODY, problems, with_headers
+from app.api.declared import JSON_BODY, UPLOAD_BODY, problems, with_headers
 from app.api.dependencies import (
     ActorDep,
     CursorText,
@@ -24,7 +24,7 @@ from app.api.dependencies import (
 from app.api.problems import MALFORMED_HEADER, TOO_SLOW, UNSUPPORTED_MEDIA
 from app.api.strict_json import JsonRoute
 from app.intake.decoders import Limits
-from app.service import ingest
+from app.service import ingest, megabatches
 
 router = APIRouter(prefix="/v1/models/{model}/megabatches", tags=["megabatches"], route_class=JsonRoute)
 
@@ -100,3 +100,29 @@ def get_megabatch(name: ModelName, number: Number, store: StoreDep) -> schemas.M
     """Counts, class histogram, digest, status, and how the champion did on it on arrival."""
     megabatch, spec = ingest.get_megabatch(store, name, number)
     return schemas.Megabatch.from_domain(megabatch, spec)
+
+
+@router.post(
+    "/{number}/pin",
+    summary="Pin a megabatch",
+    responses=problems(errors.UnknownModel, errors.UnknownMegabatch, *JSON_BODY),
+)
+def pin_megabatch(
+    name: ModelName, number: Number, body: schemas.Reason, store: StoreDep, actor: ActorDep
+) -> schemas.Megabatch:
+    """Replay it whole in every cycle from now on, whatever the replay policy keeps, while it is not quarantined."""
+    pinned, spec = megabatches.pin_megabatch(store, name, number, pinned=True, reason=body.reason, actor=actor)
+    return schemas.Megabatch.from_domain(pinned, spec)
+
+
+@router.post(
+    "/{number}/unpin",
+    summary="Unpin a megabatch",
+    responses=problems(errors.UnknownModel, errors.UnknownMegabatch, *JSON_BODY),
+)
+def unpin_megabatch(
+    name: ModelName, number: Number, body: schemas.Reason, store: StoreDep, actor: ActorDep
+) -> schemas.Megabatch:
+    """Leave it to the replay policy again, which may choose among all of its examples."""
+    unpinned, spec = megabatches.pin_megabatch(store, name, number, pinned=False, reason=body.reason, actor=actor)
+    return schemas.Megabatch.from_domain(unpinned, spec)

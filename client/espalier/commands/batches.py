@@ -1,4 +1,4 @@
-"""``espalier batch``: push and look at megabatches."""
+"""``espalier batch``: push, look at and pin megabatches."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ import typer
 
 from espalier.commands.waiting import wait_for
 from espalier.console import NONE, count, plural, share, size, when
-from espalier.records import Megabatch
-from espalier.session import UNPUBLISHED, Limit, ModelName, Session, command, group
+from espalier.records import Megabatch, Prequential
+from espalier.session import UNPUBLISHED, Limit, ModelName, Reason, Session, command, group
+
+Number = Annotated[int, typer.Argument(metavar="NUMBER", min=1, help="Number of the megabatch.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    batch = group(app, "batch", "Megabatches: push, list, show.")
+    batch = group(app, "batch", "Megabatches: push, list, show, pin, unpin.")
     command(batch, "push")(push)
     command(batch, "list")(list_megabatches)
     command(batch, "show")(show)
+    command(batch, "pin")(pin)
+    command(batch, "unpin")(unpin)
 
 
 def push(
@@ -39,6 +43,11 @@ def push(
             name, file, progress=lambda sent, total: stage.at(sent, total, f"{size(sent)} of {size(total or sent)}")
         )
         stage.done(f"{size(file.stat().st_size)}   {_accepted(megabatch)}")
+    if megabatch.evaluation_overlap:
+        session.remark(
+            f"{plural(megabatch.evaluation_overlap, 'example')} left out of training: the evaluation set holds "
+            f"{'it' if megabatch.evaluation_overlap == 1 else 'them'} too"
+        )
     cycle, version = None, None
     if megabatch.cycle is not None and wait:
         cycle, version = wait_for(session, name, megabatch.cycle, timeout)
@@ -58,8 +67,9 @@ def list_megabatches(session: Session, name: ModelName, limit: Limit = 1000) -> 
     rows = [
         (
             megabatch.number,
-            megabatch.status,
+            _status(megabatch),
             count(megabatch.examples),
+            NONE if megabatch.evaluation_overlap is None else count(megabatch.evaluation_overlap),
             size(megabatch.bytes),
             share(megabatch.prequential.accuracy if megabatch.prequential else None),
             megabatch.prequential.version if megabatch.prequential else NONE,
@@ -67,30 +77,48 @@ def list_megabatches(session: Session, name: ModelName, limit: Limit = 1000) -> 
         )
         for megabatch in megabatches
     ]
-    columns = ("megabatch", "status", "examples", "size", "on arrival", "by version", "received")
+    columns = ("megabatch", "status", "examples", "evaluation", "size", "on arrival", "by version", "received")
     session.table(megabatches, columns, rows, f"{name} has no megabatches yet: `espalier batch push {name} FILE`")
 
 
-def show(
-    session: Session,
-    name: ModelName,
-    number: Annotated[int, typer.Argument(metavar="NUMBER", min=1, help="Number of the megabatch.")],
-) -> None:
+def show(session: Session, name: ModelName, number: Number) -> None:
     """Show one megabatch: classes, digest, how the champion did on it on arrival."""
     megabatch = session.client.megabatch(name, number)
     tested = megabatch.prequential
     rows: dict[str, object] = {
         "megabatch": f"{megabatch.model} {megabatch.number}",
-        "status": megabatch.status,
+        "status": _status(megabatch),
         "digest": megabatch.digest,
         "examples": f"{count(megabatch.examples)} of {_shape(megabatch)} {megabatch.dtype or ''}",
         "size": size(megabatch.bytes),
+        "in evaluation set": NONE if megabatch.evaluation_overlap is None else count(megabatch.evaluation_overlap),
         "on arrival": "not tested yet"
         if tested is None
-        else f"accuracy {share(tested.accuracy)}, loss {tested.loss:.3f}, by version {tested.version}",
+        else f"accuracy {share(tested.accuracy)}, {_loss(tested)}, by version {tested.version}",
         "received": when(megabatch.received_at),
     }
     session.pairs(megabatch, rows | {f"  {label}": count(n) for label, n in megabatch.histogram.items()})
+
+
+def pin(session: Session, name: ModelName, number: Number, reason: Reason) -> None:
+    """Replay a megabatch in every cycle from now on, whatever the replay policy keeps."""
+    megabatch = session.client.pin(name, number, reason)
+    quarantined = "; it is quarantined, so it is not replayed" if megabatch.status == "quarantined" else ""
+    session.result(megabatch, f"megabatch {number} of {name} is pinned{quarantined}")
+
+
+def unpin(session: Session, name: ModelName, number: Number, reason: Reason) -> None:
+    """Leave a megabatch to the replay policy again."""
+    megabatch = session.client.unpin(name, number, reason)
+    session.result(megabatch, f"megabatch {number} of {name} is not pinned: the replay policy decides about it")
+
+
+def _status(megabatch: Megabatch) -> str:
+    return f"{megabatch.status}, pinned" if megabatch.pinned else megabatch.status
+
+
+def _loss(tested: Prequential) -> str:
+    return "none of its classes known" if tested.loss is None else f"loss {tested.loss:.3f}"
 
 
 def _accepted(megabatch: Megabatch) -> str:

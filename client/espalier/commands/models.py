@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,13 @@ import typer
 from espalier.console import NONE, count, plural, share, size, when
 from espalier.records import Model
 from espalier.session import Limit, ModelName, Reason, Session, command, group
+
+
+class UnseenClasses(StrEnum):
+    """What becomes of a label beyond a model's classes."""
+
+    REJECT = "reject"
+    EXTEND = "extend"
 
 
 def register(app: typer.Typer) -> None:
@@ -30,15 +38,22 @@ def create(
     session: Session,
     name: Annotated[str, typer.Argument(metavar="NAME", help="Lower-case letters, digits and hyphens.")],
     preset: Annotated[
-        str | None, typer.Option(help="Recipe to start from, such as app-paper.", show_default=False)
+        str | None, typer.Option(help="Recipe to start from: espalier, app-paper, dense, one-shot.", show_default=False)
     ] = None,
     network: Annotated[str | None, typer.Option(help="Network, such as mlp or cnn.", show_default=False)] = None,
+    target_density: Annotated[
+        str | None,
+        typer.Option(
+            help="Share of the weights kept at the end, or safe (0.366), balanced (0.2), small (0.1), tiny (0.05).",
+            show_default=False,
+        ),
+    ] = None,
     assignments: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="PATH=VALUE",
-            help="One choice of the recipe, repeatable: --set schedule.tau=4.5 --set network.hidden=[128,64].",
+            help="One choice of the recipe, repeatable: --set schedule.stages=12 --set network.hidden=[128,64].",
             show_default=False,
         ),
     ] = None,
@@ -54,6 +69,13 @@ def create(
             show_default=False,
         ),
     ] = None,
+    unseen_classes: Annotated[
+        UnseenClasses | None,
+        typer.Option(
+            help="What becomes of a megabatch with a label beyond the classes: it is refused, or adds the class.",
+            show_default="reject",
+        ),
+    ] = None,
     initial_weights: Annotated[
         Path | None,
         typer.Option(help="Trained weights to start from (safetensors).", exists=True, dir_okay=False),
@@ -65,11 +87,14 @@ def create(
         document["preset"] = preset
     if network is not None:
         assign(document, f"network.name={json.dumps(network)}")
+    if target_density is not None:
+        assign(document, f"schedule.target={target_density}")
     for assignment in assignments or []:
         assign(document, assignment)
-    made = session.client.create_model(
-        name, document, input=None if input is None else read_input(input), initial_weights=initial_weights
-    )
+    described = None if input is None else read_input(input)
+    if unseen_classes is not None:
+        described = {**(described or {}), "unseen_classes": unseen_classes.value}
+    made = session.client.create_model(name, document, input=described, initial_weights=initial_weights)
     named = f"{document['preset']} recipe" if "preset" in document else "recipe"
     session.result(
         made,
@@ -166,7 +191,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     except (ValueError, OSError) as error:  # both parsers' errors are ValueErrors
         raise typer.BadParameter(f"{path} is neither JSON nor TOML that can be read: {error}") from error
     if not isinstance(document, dict):
-        raise typer.BadParameter(f"{path} holds no object: a recipe looks like {{'preset': 'app-paper'}}")
+        raise typer.BadParameter(f"{path} holds no object: a recipe looks like {{'preset': 'espalier'}}")
     return document
 
 
@@ -186,7 +211,7 @@ def assign(document: dict[str, Any], assignment: str) -> None:
     path, sign, text = assignment.partition("=")
     keys = path.strip().split(".")
     if not sign or not all(keys):
-        raise typer.BadParameter(f"--set {assignment}: write path=value, such as schedule.tau=4.5")
+        raise typer.BadParameter(f"--set {assignment}: write path=value, such as schedule.stages=12")
     try:
         value = json.loads(text)
     except ValueError:
@@ -209,9 +234,16 @@ def describe(recipe: Mapping[str, Any]) -> str:
         case "app":
             end = 0.8 ** float(schedule["tau"])
             pruning = f"100 % -> {100 * end:.0f} % in {plural(int(schedule['stages']), 'stage')}"
+        case "factor" | "linear" | "cubic":
+            stages = plural(int(schedule["stages"]), "stage")
+            pruning = f"100 % -> {100 * float(schedule['target']):.0f} % in {stages}"
         case "one-shot":
             pruning = f"100 % -> {100 * float(schedule['target']):.0f} % in 1 stage"
-        case "dense":
+        case "examples":
+            pruning = f"100 % -> {100 * float(schedule['target']):.0f} % at {int(schedule['until']):,} examples"
+        case "auto":
+            pruning = f"100 % -> {100 * float(schedule['target']):.0f} % at the least, while accuracy holds"
+        case "constant":
             pruning = "no pruning"
         case other:
             pruning = f"schedule {other}"
@@ -264,4 +296,5 @@ def _input(model: Model) -> str:
     if spec.shape is None or spec.classes is None:
         return "inferred from the first megabatch"
     shape = " x ".join(map(str, spec.shape))
-    return f"{shape} {spec.dtype}, {plural(len(spec.classes), 'class', 'classes')}: {', '.join(spec.classes)}"
+    more = " (more may come)" if spec.unseen_classes == "extend" else ""
+    return f"{shape} {spec.dtype}, {plural(len(spec.classes), 'class', 'classes')}: {', '.join(spec.classes)}{more}"
