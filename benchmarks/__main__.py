@@ -1,7 +1,7 @@
 """``python -m benchmarks [NAME ...]``: run every benchmark, or those named, one after the other.
 
-A benchmark is a module of this folder that does not start with an underscore. It prints its figures beside their
-targets and exits with 1 when it misses one.
+A benchmark is a module of this folder that does not start with an underscore, or a package that can be run. It prints
+its figures beside their targets and exits with 1 when it misses one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ FOLDER = Path(__file__).resolve().parent
 
 def names() -> list[str]:
     """Every benchmark, by name."""
-    return sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
+    packages = (path.parent.name for path in FOLDER.glob("*/__main__.py"))
+    return sorted([*packages, *(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))])
 
 
 def main(wanted: list[str]) -> int:

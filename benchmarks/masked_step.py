@@ -2,10 +2,12 @@
 
     python -m benchmarks.masked_step [--pairs 60] [--threads 1]
 
-The three kinds of step (dense, ours, ``torch.nn.utils.prune``) are taken in turn, in an order that is reversed every
-round, and each round gives one ratio; what is printed is the median of the rounds and its 95 % interval (by ranks). CPU
-time of the process is measured, not the clock's, so that neighbours on the machine matter little. Target: <= 1.05; the
-exit status is 1 when an interval lies above it.
+Four kinds of step are taken in turn, in an order that is reversed every round: without a mask (dense), under ours,
+under ours with running scores kept up to date (as while a cycle still prunes by criterion taylor), and under
+``torch.nn.utils.prune``. Each round gives one ratio to the dense step; what is printed is the median of the rounds and
+its 95 % interval (by ranks). CPU time of the process is measured, not the clock's, so that neighbours on the machine
+matter little. Target for ours: <= 1.03 for networks above a million weights; the exit status is 1 when an interval lies
+above it.
 """
 
 from __future__ import annotations
@@ -28,11 +30,14 @@ from app.learning.mask import Mask, top_k
 from app.learning.normalisation import Preparation, network_shape
 from app.learning.recipe import Cnn, Mlp, Network, ResNet18, Training
 from app.learning.rows import Examples, Rows
+from app.learning.running import RunningScores
 from app.learning.seeds import seed_for
 from app.learning.training import Fit
 
 CPU = torch.device("cpu")
-TARGET = 1.05
+TARGET = 1.03
+LARGE = 1_000_000
+KINDS = ("dense", "ours", "with scores", "torch.nn.utils.prune")
 DENSITY = 0.366
 
 CASES: list[tuple[str, Network, tuple[int, ...], int, dict[str, Any]]] = [
@@ -67,20 +72,29 @@ def steps(
     given = rows(network, shape, minibatch)
     x, y = given.gather(torch.arange(minibatch))
     made: dict[str, Callable[[], object]] = {}
-    for kind in ("dense", "ours", "torch.nn.utils.prune"):
+    for kind in KINDS:
         built = build(network, network_shape(shape, network), 10).train()
-        prunable, mask = prunable_parameters(built), chosen(built)
+        prunable, mask, running = prunable_parameters(built), chosen(built), None
         if kind == "dense":
             mask = Mask.full(prunable)
-        elif kind == "ours":
-            mask.apply(prunable)
-        else:
+        elif kind == "torch.nn.utils.prune":
             for name in mask:
                 prune.custom_from_mask(built.get_submodule(name.removesuffix(".weight")), "weight", mask[name])
             prunable, mask = {}, Mask({})
-        fit = Fit(built, prunable, mask, given, None, options, lambda purpose: seed_for(0, 1, 0, purpose))
+        else:
+            mask.apply(prunable)
+            running = RunningScores(prunable, 0.98) if kind == "with scores" else None
+        fit = Fit(built, prunable, mask, given, None, options, seed_of, order_of, running)
         made[kind] = lambda fit=fit: fit._learn(x, y)  # type: ignore[misc]  # a lambda's default has no type
     return made
+
+
+def seed_of(purpose: str) -> int:
+    return seed_for(0, 1, 0, purpose)
+
+
+def order_of(epoch: int) -> torch.Tensor:
+    raise AssertionError("steps are taken one by one")
 
 
 def timed(step: Callable[[], object], times: int) -> float:
@@ -104,10 +118,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    print(f"CPU time of an optimizer step / the dense one, density {DENSITY}, {options.pairs} rounds; target {TARGET}")
-    print(
-        "| network, minibatch | weights | dense, ms | ours | 95 % | torch.nn.utils.prune |\n|---|---|---|---|---|---|"
-    )
+    print(f"CPU time of an optimizer step / the dense one, density {DENSITY}, {options.pairs} rounds")
+    print(f"target: ours <= {TARGET} above {LARGE:,} weights")
+    print("| network, minibatch | weights | dense, ms | ours | 95 % | with scores | 95 % | torch.nn.utils.prune |")
+    print("|---|---|---|---|---|---|---|---|")
     missed = False
     for name, network, shape, minibatch, optimizer in CASES:
         kinds = steps(network, shape, minibatch, optimizer)
@@ -119,12 +133,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for kind in sorted(kinds, reverse=bool(turn % 2)):
                 found[kind].append(timed(kinds[kind], times))
         dense = np.array(found["dense"])
-        ours, low, high = interval(np.array(found["ours"]) / dense)
-        peer, *_ = interval(np.array(found["torch.nn.utils.prune"]) / dense)
+        ours, scored, peer = (interval(np.array(found[kind]) / dense) for kind in KINDS[1:])
         total = chosen(build(network, network_shape(shape, network), 10)).total
-        figures = f"{1e3 * np.median(dense):.2f} | {ours:.3f} | {low:.3f} to {high:.3f} | {peer:.3f}"
-        print(f"| {name} | {total:,} | {figures} |", flush=True)
-        missed |= low > TARGET
+        figures = [
+            f"{1e3 * np.median(dense):.2f}",
+            *("{:.3f} | {:.3f} to {:.3f}".format(*x) for x in (ours, scored)),
+            f"{peer[0]:.3f}",
+        ]
+        print(f"| {name} | {total:,} | {' | '.join(figures)} |", flush=True)
+        missed |= total > LARGE and ours[1] > TARGET
     return int(missed)
 
 
