@@ -144,7 +144,10 @@ def demo(
         int | None,
         typer.Option(min=1, max=1000, help="Megabatches before the rollback. [default: 8, or one per batch]"),
     ] = None,
-    epochs: Annotated[int, typer.Option(min=1, max=10_000, help="Epochs in each cycle.")] = 25,
+    density: Annotated[float, typer.Option(min=0.001, max=1.0, help="Share of the weights kept at the end.")] = 0.366,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, max=10_000, help="Epochs in each cycle. [default: the recipe's]")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the split and of the recipe.")] = 0,
     network: Annotated[str, typer.Option(help="Widths of the mlp's hidden layers, with commas.")] = "128,128",
     data_dir: Annotated[Path | None, typer.Option(help="Folder for the demo's data; it is kept.")] = None,
@@ -155,7 +158,7 @@ def demo(
         hidden = tuple(int(width) for width in network.split(","))
     except ValueError:
         raise typer.BadParameter("widths of hidden layers, such as 128,128", param_hint="--network") from None
-    raise typer.Exit(run(Options(data, megabatches, epochs, seed, hidden, data_dir, keep)))
+    raise typer.Exit(run(Options(data, megabatches, density, epochs, seed, hidden, data_dir, keep)))
 
 
 # -- settings and store -----------------------------------------------------------------------------------------------

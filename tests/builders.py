@@ -13,6 +13,7 @@ from app.domain import (
     Cycle,
     CycleTrigger,
     Digest,
+    EvaluationSet,
     InputSpec,
     Layer,
     Megabatch,
@@ -71,6 +72,22 @@ def make_megabatch(store: Store, model: Model, content: str | None = None) -> Me
         megabatch, new = tx.buffer.add_megabatch(model, draft)
         if new:
             tx.audit.append("megabatch.accepted", model=model.name)
+    return megabatch
+
+
+def make_evaluation(store: Store, model: Model, content: str = "evaluation") -> EvaluationSet:
+    with store.transaction(ACTOR) as tx:
+        found, new = tx.buffer.set_evaluation(model, megabatch_draft(store, content))
+        if new:
+            tx.audit.append("evaluation.set", model=model.name)
+    return found
+
+
+def make_pin(store: Store, model: Model, number: int, *, pinned: bool = True) -> Megabatch:
+    with store.transaction(ACTOR) as tx:
+        megabatch, changed = tx.buffer.pin(model, number, pinned=pinned)
+        if changed:
+            tx.audit.append("megabatch.pinned", model=model.name)
     return megabatch
 
 

@@ -15,8 +15,9 @@ from sklearn.datasets import load_digits
 from app.demo import Options, run
 from app.demo.data import Stream, UnusableData, digits, from_file
 from app.demo.screen import Screen
-from app.demo.story import _density
-from app.learning.recipe import App, final_density
+from app.demo.story import planned_density
+from app.learning.recipe import Factor
+from app.learning.schedules import density_at
 
 
 def write(path: Path, **members: Any) -> Path:
@@ -109,11 +110,10 @@ def test_what_is_no_npz(tmp_path: Path) -> None:
 
 
 def test_the_demos_own_plan_falls_to_the_end_of_the_schedule() -> None:
-    plan = [_density(stage, 8) for stage in range(1, 11)]
-    assert plan[0] == pytest.approx(0.8)
-    assert plan[7] == plan[9] == pytest.approx(final_density(App(tau=4.5, stages=8)))
+    plan = [planned_density(0.366, stage, 8) for stage in range(1, 11)]
+    assert plan == pytest.approx([density_at(Factor(target=0.366, stages=8), stage) for stage in range(1, 11)])
     assert all(later < earlier for earlier, later in itertools.pairwise(plan[:8]))
-    assert _density(1, 1) == plan[7]
+    assert planned_density(0.366, 1, 1) == plan[7] == plan[9]
 
 
 def played(*, terminal: bool, **options: Any) -> tuple[int, str]:

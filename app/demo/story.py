@@ -26,7 +26,6 @@ from app.demo.screen import Row, Screen
 from espalier import Checkpoint, Client, EspalierClientError, load_checkpoint
 from espalier.records import Version
 
-_TAU = 4.5
 _BACK = 2  # versions that the rollback goes back
 _TOO_CLOSE = 1e-4  # two logits nearer than this may change places between two ways of adding floats
 _LONGEST_CYCLE = 3600.0
@@ -42,7 +41,8 @@ class Options:
 
     data: Path | None = None
     megabatches: int | None = None
-    epochs: int = 25
+    density: float = 0.366
+    epochs: int | None = None
     seed: int = 0
     hidden: tuple[int, ...] = (128, 128)
     data_dir: Path | None = None
@@ -100,9 +100,8 @@ class Story:
         taken = {model.name for model in self.client.models()}
         self.name = next(n for n in (stream.name, *(f"{stream.name}-{i}" for i in range(2, 1000))) if n not in taken)
         stages = len(stream.megabatches)
-        self.client.create_model(
-            self.name, self._recipe(stages), preset="app-paper", input={"classes": _classes(stream)}
-        )
+        recipe = self._recipe(stages)
+        self.client.create_model(self.name, recipe, preset="espalier", input={"classes": _classes(stream)})
         sizes = ", ".join(f"{len(part):,}" for part in stream.megabatches)
         self.show.title(f"The stream: {stream.origin}")
         self.show.say(f"  {stream.split}")
@@ -110,23 +109,30 @@ class Story:
             f"  {stages} megabatches of {sizes} examples, uploaded one after the other; {len(stream.later):,} for later"
         )
         widths = "-".join(str(width) for width in options.hidden)
-        self.show.title(f"The model {self.name}: preset app-paper, mlp {widths}, {options.epochs} epochs a cycle")
-        first, last = _density(1, stages), _density(stages, stages)
+        self.show.title(f"The model {self.name}: preset espalier, mlp {widths}")
+        first, last = self._density(1), self._density(stages)
         self.show.say(
-            f"  pruned, then retrained at each megabatch: density 0.8 ** delta, delta from 1 to {_TAU},\n"
-            f"  so {first:.3f} to {last:.3f} in {stages} stages\n"
+            "  pruned step by step while it is retrained at each megabatch, the same factor every time:\n"
+            f"  density {first:.3f} to {last:.3f} in {stages} stages\n"
             f"  test: the {len(stream.held_out):,} held-out examples, by numpy from the downloaded checkpoint\n"
             "  on arrival: the new megabatch, answered by the champion before it was trained on\n"
             "  gap: train minus validation accuracy, in points"
         )
 
     def _recipe(self, stages: int) -> dict[str, object]:
-        return {
+        recipe: dict[str, object] = {
             "seed": self.options.seed,
             "network": {"name": "mlp", "hidden": list(self.options.hidden)},
-            "schedule": {"name": "app", "tau": _TAU, "stages": stages},
-            "training": {"epochs": self.options.epochs, "minibatch": 64},
+            "schedule": {"name": "factor", "target": self.options.density, "stages": stages},
         }
+        if self.options.epochs is not None:
+            recipe["training"] = {"epochs": self.options.epochs, "least_steps": 0}
+        return recipe
+
+    def _density(self, stage: int) -> float:
+        """The plan, written down a second time: the same factor at every stage, until the target."""
+        stages = len(self.stream.megabatches)
+        return planned_density(self.options.density, stage, stages)
 
     def _upload_all(self) -> None:
         self.show.title("Versions as they appear")
@@ -163,7 +169,7 @@ class Story:
         """The masks' bits, counted: as many as planned, and none that the parent had pruned."""
         total = sum(mask.size for mask in checkpoint.masks.values())
         kept = sum(int(mask.sum()) for mask in checkpoint.masks.values())
-        planned = math.floor(_density(version.stage, len(self.stream.megabatches)) * total + 0.5)
+        planned = math.floor(self._density(version.stage) * total + 0.5)
         _check(kept == planned, f"version {version.number} keeps {kept} of {total} weights; its stage plans {planned}")
         _check(
             kept == version.kept,
@@ -248,7 +254,7 @@ class Story:
     def _go_on(self, restored: Version, number: int) -> None:
         self.show.head()
         version = self._upload(number, self.stream.later)
-        planned = _density(restored.stage + 1, len(self.stream.megabatches))
+        planned = self._density(restored.stage + 1)
         _check(
             version.parent == restored.number,
             f"version {version.number} started from {version.parent}, not {restored.number}",
@@ -295,10 +301,9 @@ def _classes(stream: Stream) -> list[str] | int:
     return stream.classes if isinstance(stream.classes, int) else list(stream.classes)
 
 
-def _density(stage: int, stages: int) -> float:
-    """The plan of arXiv 2204.01640, written down a second time: 0.8 ** delta, delta linear from 1 to tau."""
-    share = (min(stage, stages) - 1) / (stages - 1) if stages > 1 else 1.0
-    return float(0.8 ** (1 + (_TAU - 1) * share))
+def planned_density(target: float, stage: int, stages: int) -> float:
+    """Density after ``stage`` of ``stages`` pruning cycles that end at ``target``, each by the same factor."""
+    return float(target ** (min(stage, stages) / stages))
 
 
 def _accuracy(checkpoint: Checkpoint, examples: Examples) -> float:
