@@ -38,7 +38,7 @@ from app.learning.metrics import report as report_of
 from app.learning.normalisation import NormalisationState, fixed_state
 from app.learning.optimizers import minibatch_bounds
 from app.learning.plan import CycleInput, Parent, Plan, is_finite, starting_network
-from app.learning.recipe import Taylor
+from app.learning.recipe import SnipAbsolute, Taylor
 from app.learning.rows import Examples
 from app.learning.running import RunningScores
 from app.learning.schedules import kept_at, pruning_steps
@@ -291,7 +291,7 @@ class _Run:
         Raises:
             TrainingDiverged: when a tensor is not finite: the last optimizer step has no loss after it that would tell.
         """
-        self.fit.finish()
+        self.fit.finish(self.pulse)
         _check_finite(self.network)
         self.record("network.trained", _training_report(self))
 
@@ -326,8 +326,8 @@ class _Run:
         buffer = plan.next_buffer(self.network, self.pulse)
         self.record("replay.kept", plan.composition(buffer))
         history = self._history(measured, judgement)
-        fit = {"examples_seen": float(self.fit.examples_seen), "epochs": float(self.fit.epochs),
-               "best_epoch": float(self.fit.best.epoch + 1 if self.fit.best else self.fit.epochs)}  # fmt: skip
+        fit = {"examples_seen": float(self.fit.examples_seen), "epochs": float(self.fit.epoch),
+               "best_epoch": float(self.fit.best.epoch + 1 if self.fit.best else self.fit.epoch)}  # fmt: skip
         metrics, report = figures(measured, history) | fit, report_of(measured, history)
         verdict = judgement.verdict
         self.record("cycle.judged", {"passed": verdict.passed, "action": verdict.action,
@@ -368,15 +368,17 @@ class _Run:
         return fit
 
     def _ranking(self, kept: int) -> Ranking:
-        recipe = self.plan.recipe
-        if self.fit.running is not None:
+        plan, recipe = self.plan, self.plan.recipe
+        if self.fit.running is not None and self.fit.running.updates:
             return rank_running(self.fit.running, recipe.distribution, self.mask, kept)
         purpose = f"scores-{self.pruned}"
-        order = self.plan.sample(len(self.plan.training), purpose)
-        sample = Sample(self.plan.sample_size, order, self._minibatches)
+        order = plan.sample(len(plan.training), purpose)
+        criterion, size = recipe.criterion, plan.sample_size
+        if isinstance(criterion, Taylor):  # a cycle of one optimizer step: the same gradients, taken before it
+            criterion, size = SnipAbsolute(), len(order)
         ranking = rank(
-            recipe.criterion, recipe.distribution, self.network, self.prunable, self.mask, kept, sample,
-            self.plan.seed(purpose),
+            criterion, recipe.distribution, self.network, self.prunable, self.mask, kept,
+            Sample(size, order, self._minibatches), plan.seed(purpose),
         )  # fmt: skip
         self._check_start()
         return ranking
@@ -477,18 +479,19 @@ def _training_report(run: _Run) -> dict[str, Any]:
         "depth": plan.depth,
         "megabatches": list(plan.trained),
         "examples": len(plan.training),
-        "epochs": fit.epochs,
-        "steps": fit.steps,
+        "epochs": fit.epoch,
+        "steps": fit.step,
+        "stopped_early": fit.stopped,
         "optimizer": options.optimizer.name,
         "training_loss": fit.loss,
         "select": options.select,
-        "selected_epoch": selected.epoch + 1 if selected else fit.epochs,
+        "selected_epoch": selected.epoch + 1 if selected else fit.epoch,
         "selection_examples": len(plan.selection) if plan.selection else 0,
         "selection_accuracy": selected.accuracy if selected else None,
         "selection_loss": selected.loss if selected else None,
         "kept": run.mask.kept,
         "planned": run.planned,
-        "epochs_checked": fit.epochs,
+        "epochs_checked": fit.epoch,
         "seed": plan.recipe.seed,
         **({"evaluation_overlap": plan.left_out} if plan.given.evaluation is not None else {}),
     }

@@ -129,6 +129,13 @@ def test_half_a_step_prunes_half_as_much() -> None:
     assert half.stage == given.parent.stage == whole.stage - 1
 
 
+def test_a_cycle_of_one_optimizer_step_is_scored_before_it() -> None:
+    result = run(first_cycle(gradual(epochs=1, minibatch=64)))
+    (step,) = events_of(result, "mask.pruned")
+    assert step["optimizer_step"] == 0 and step["sample_size"] > 0 and step["scored"].startswith("a sample")
+    assert result.kept == kept_at(result.target_density, result.total) < result.total
+
+
 def test_a_mask_that_is_not_the_planned_one_fails_the_cycle(monkeypatch: pytest.MonkeyPatch) -> None:
     rank_running = cycle.rank_running
     monkeypatch.setattr(cycle, "rank_running", lambda *a: rank_running(*a[:-1], a[-1] - 1))
