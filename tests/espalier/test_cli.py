@@ -289,11 +289,13 @@ def test_verification_that_fails(run: Run, trained: str, client: Client, tmp_pat
 
 
 def test_a_cycle_that_is_withheld(run: Run, recipe: Path, batch: Callable[[int], Path]) -> None:
-    floor = 'guardrails=[{"name": "density-floor", "layer": 0.99}]'
-    run("model", "create", "withheld", "--recipe", recipe, "--set", floor)
+    schedule = 'schedule={"name": "one-shot", "target": 0.05}'
+    floor = 'guardrails=[{"name": "layer-collapse", "at_least": 0.05}]'  # global ranking leaves one layer below it
+    made = run("model", "create", "withheld", "--recipe", recipe, "--set", schedule, "--set", floor)
+    assert made.code == 0, made.err
     pushed = run("batch", "push", "withheld", batch(1), "--wait")
     assert pushed.code == 5
-    assert re.search(r"version 1 .* withheld: .*density", pushed.out)
+    assert re.search(r"version 1 .* withheld: .*layer-collapse", pushed.out)
     assert run("alias", "show", "withheld").code == 1
     assert "champion" not in run("version", "list", "withheld").out
     assert run("promote", "withheld", 1, "--reason", "looked at it").out == "champion none -> 1 (revision 1)\n"
