@@ -396,6 +396,7 @@ class VersionDraft:
         megabatches: how many megabatches it was trained on.
         metrics: accuracies, losses and gap, by name; a metric without data is absent.
         manifest: the checkpoint's manifest.
+        report: figures that are no single number: by class, by megabatch; plain JSON values.
     """
 
     status: VersionStatus
@@ -415,6 +416,7 @@ class VersionDraft:
     state: Digest
     megabatches: int
     manifest: Mapping[str, Any]
+    report: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -445,6 +447,7 @@ class Version:
     megabatches: int
     manifest: Mapping[str, Any]
     created_at: datetime
+    report: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def density(self) -> float:

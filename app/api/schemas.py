@@ -45,6 +45,12 @@ _SUMMARY = {
     "checkpoint": _CHECKPOINT,
     "created_at": _TIME,
 }
+_REPORT = {
+    "prequential": {"5": {"accuracy": 0.672, "loss": 1.02, "examples": 600, "unknown": 0}},
+    "validation_by_class": {"examples": [40, 38], "accuracy": [0.975, 0.947]},
+    "evaluation_by_class": None,
+    "megabatches": {"4": {"accuracy": 0.95, "examples": 60, "forgotten": 0.0167}},
+}
 _INPUT = {
     "shape": [128],
     "dtype": "float32",
@@ -65,6 +71,7 @@ _VERSION = {
     "layers": [_LAYER],
     "verdict": {"passed": True, "reasons": [], "action": ""},
     "mask_digest": _OTHER,
+    "report": _REPORT,
     "megabatches": 5,
 }
 _ALIAS = {"model": "gas-sensors", "name": "champion", "version": 5, "revision": 5, "moved_at": _TIME}
@@ -421,6 +428,47 @@ class Verdict(BaseModel):
     action: domain.Action | Literal[""] = Field(description="What guardrails that tripped ask for; empty on a pass.")
 
 
+class ByClass(BaseModel):
+    """One figure a class, in label order."""
+
+    model_config = _example({"examples": [40, 38, 0], "accuracy": [0.975, 0.947, None]})
+
+    examples: list[int] = Field(description="Examples of each class.")
+    accuracy: list[float | None] = Field(description="Share of right answers; null where a class has no examples.")
+
+
+class Retained(BaseModel):
+    """What a version knows of one megabatch."""
+
+    model_config = _example({"accuracy": 0.95, "examples": 60, "forgotten": 0.0167})
+
+    accuracy: float = Field(description="Share of right answers among its validation examples.")
+    examples: int = Field(description="Its validation examples.")
+    forgotten: float = Field(description="Best accuracy of the lineage on them, ever, minus the present one.")
+
+
+class OnArrival(BaseModel):
+    """The champion on one megabatch before it was trained on it."""
+
+    model_config = _example({"accuracy": 0.672, "loss": 1.02, "examples": 600, "unknown": 0})
+
+    accuracy: float = Field(description="Share of right answers.")
+    loss: float | None = Field(description="Mean cross entropy in nats, over examples of classes that it knew.")
+    examples: int = Field(description="Examples of the megabatch.")
+    unknown: int = Field(0, description="Those of classes that the champion did not know: counted as wrong.")
+
+
+class Report(BaseModel):
+    """Figures of a version that are no single number; what has no data is absent."""
+
+    model_config = _example(_REPORT)
+
+    prequential: dict[str, OnArrival] = Field(default_factory=dict, description="By number of a new megabatch.")
+    validation_by_class: ByClass | None = Field(None, description="On the validation examples of the verdict.")
+    evaluation_by_class: ByClass | None = Field(None, description="On the evaluation set.")
+    megabatches: dict[str, Retained] = Field(default_factory=dict, description="By number of a megabatch.")
+
+
 class Version(VersionSummary):
     """A numbered, immutable result."""
 
@@ -437,6 +485,7 @@ class Version(VersionSummary):
     layers: list[Layer] = Field(description="The prunable tensors, one by one.")
     verdict: Verdict = Field(description="What the guardrails said.")
     mask_digest: Digest = Field(description="Digest of all masks together.")
+    report: Report = Field(description="Figures by class and by megabatch.")
     megabatches: int = Field(description="Megabatches that it was trained on.")
 
     @classmethod
@@ -457,6 +506,7 @@ class Version(VersionSummary):
                 passed=version.verdict.passed, reasons=list(version.verdict.reasons), action=version.verdict.action
             ),
             mask_digest=version.mask_digest,
+            report=Report.model_validate(version.report),
             megabatches=version.megabatches,
         )
 

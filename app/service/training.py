@@ -380,6 +380,7 @@ def _draft(
         state=state,
         megabatches=len(result.trained),
         manifest=manifest,
+        report=result.report,
     )
 
 

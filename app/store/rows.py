@@ -139,6 +139,7 @@ def version_of(row: Row, model: str) -> Version:
         state=row.state,
         megabatches=row.megabatches,
         manifest=row.manifest,
+        report=row.report or {},
         created_at=row.created_at,
     )
 
@@ -168,6 +169,7 @@ def version_values(draft: VersionDraft) -> dict[str, Any]:
         "state": draft.state,
         "megabatches": draft.megabatches,
         "manifest": dict(draft.manifest),
+        "report": dict(draft.report),
     }
 
 

@@ -211,6 +211,7 @@ versions = sa.Table(
     sa.Column("state", _DIGEST, nullable=False, index=True),
     sa.Column("megabatches", sa.Integer, nullable=False),
     sa.Column("manifest", _json(), nullable=False),
+    sa.Column("report", _json()),
     sa.Column("created_at", UtcDateTime, nullable=False),
     sa.UniqueConstraint("model_id", "number"),
     sa.UniqueConstraint("model_id", "cycle"),

@@ -134,6 +134,7 @@ class Version(Record):
     metrics: Mapping[str, float] = field(default_factory=dict)
     verdict: Verdict | None = None
     mask_digest: str | None = None
+    report: Mapping[str, Any] = field(default_factory=dict)
     megabatches: int = 0
     created_at: datetime | None = None
 

@@ -1,4 +1,4 @@
-"""Evaluation sets, pinned megabatches, and what a claim pins beside its recipe and parent.
+"""Evaluation sets, pinned megabatches, reports of versions, and what a claim pins beside its recipe and parent.
 
 Revision: 0002
 Follows: 0001
@@ -36,11 +36,13 @@ def upgrade() -> None:
     op.add_column("megabatches", sa.Column("pinned", sa.Boolean(), server_default=sa.false(), nullable=False))
     op.add_column("megabatches", sa.Column("evaluation_overlap", sa.BigInteger(), nullable=True))
     op.add_column("cycles", sa.Column("evaluation_revision", sa.Integer(), nullable=True))
+    op.add_column("versions", sa.Column("report", sa.JSON(none_as_null=True), nullable=True))
     op.add_column("leases", sa.Column("inputs", sa.JSON(none_as_null=True), nullable=True))
 
 
 def downgrade() -> None:
     op.drop_column("leases", "inputs")
+    op.drop_column("versions", "report")
     op.drop_column("cycles", "evaluation_revision")
     op.drop_column("megabatches", "evaluation_overlap")
     op.drop_column("megabatches", "pinned")

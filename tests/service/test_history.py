@@ -63,3 +63,15 @@ def test_health_counts_what_waits(house: House) -> None:
     house.upload()
     health = history.health(house.store)
     assert (health.queued, health.running) == (1, 0)
+
+
+def test_a_version_keeps_its_figures_by_class_and_by_megabatch(house: House) -> None:
+    house.create()
+    house.grow(2)
+    version = release.get_version(house.store, "gas", "2").version
+    assert set(version.report["prequential"]) == {"2"}
+    assert sum(version.report["validation_by_class"]["examples"]) > 0
+    assert set(version.report["megabatches"]) == {"1", "2"}
+    with house.store.reading() as tx:
+        judged = tx.audit.entries("gas", None, 100, "cycle.judged").items[-1]
+    assert set(judged.document["parameters"]["report"]) == set(version.report)
