@@ -14,7 +14,7 @@ import torch
 from app.learning.recipe import Recipe
 from app.learning.schedules import density_at, kept_at
 from benchmarks import __main__ as every
-from benchmarks.method import page, streams, tasks
+from benchmarks.method import page, streams, tasks, words
 from benchmarks.method.charts import Line, Panel, draw, nice
 from benchmarks.method.findings import Estimate, Findings, estimate
 from benchmarks.method.goals import goals, judged
@@ -133,6 +133,8 @@ def test_differences_are_paired() -> None:
     assert found.compare("digits", "dense", "small-10") == "better"
     assert found.compare("digits", "small-10", "dense") == "worse"
     assert found.compare("digits", "dense", "dense") == "even"
+    assert found.better_at_the_end("digits", "dense", "small-10")
+    assert not found.better_at_the_end("digits", "small-10", "dense")
     assert found.difference("digits", "dense", "espalier-10", "final") is None
 
 
@@ -175,7 +177,8 @@ def test_page_and_charts(tmp_path: Path) -> None:
     found = Findings(results)
     page.write(found, page.Told("a command", "abc"), tmp_path / "evidence.md")
     text = (tmp_path / "evidence.md").read_text()
-    assert "no worse than the dense one of full size.**\n    - Digits: at 36.6 % +1.0 ± 0.0" in text
+    assert "no worse than dense at full size): Digits at 36.6, 10 %; Gas sensors (drift) at 36.6, 10 %." in text
+    assert "| Digits | 36.6 % | +1.0 ± 0.0 / +0.7 ± 0.0 | +3.0 ± 0.0 / +2.0 ± 0.0 | it pays |" in text
     assert "weight granularity only" in text
     for picture in (tmp_path / "evidence").iterdir():
         ElementTree.fromstring(picture.read_text())
@@ -198,5 +201,6 @@ def test_packages_are_benchmarks_too() -> None:
 
 
 def test_streams_that_cannot_run_say_why() -> None:
+    assert list(streams.STREAMS) == list(words.TITLES) == list(words.ABOUT)
     assert "--data" in str(streams.missing("gas", NOWHERE, gpu=False))
     assert streams.missing("digits", NOWHERE, gpu=False) is None

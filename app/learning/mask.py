@@ -42,15 +42,19 @@ _FOLLOWING = range(_BINS)[::-1], range(_BINS)
 class Mask(Mapping[str, Tensor]):
     """Which weights are kept: prunable tensor's name -> boolean tensor of its shape, in the network's order.
 
+    Args:
+        kept: the tensors.
+        copy: guard against their being changed from outside; False when nobody else holds them.
+
     Raises:
         InvariantBroken: when a tensor is not boolean.
     """
 
-    def __init__(self, kept: Mapping[str, Tensor]) -> None:
+    def __init__(self, kept: Mapping[str, Tensor], *, copy: bool = True) -> None:
         wrong = [name for name, tensor in kept.items() if tensor.dtype != torch.bool]
         if wrong:
             raise InvariantBroken(f"masks must be boolean: {', '.join(wrong)}")
-        self._tensors = {name: tensor.detach().clone() for name, tensor in kept.items()}
+        self._tensors = {name: tensor.detach().clone() if copy else tensor for name, tensor in kept.items()}
         self.total = sum(tensor.numel() for tensor in kept.values())
         self.layers = tuple(_layer(name, tensor) for name, tensor in self._tensors.items())
         self.kept = sum(layer.kept for layer in self.layers)
@@ -164,11 +168,11 @@ def top_k(scores: Mapping[str, Tensor], mask: Mask, k: int, *, least: Mapping[st
     threshold, lowest, low, middle, high, highest = _scores_at([k - 1, *ranks], scores, mask)
     if not (math.isfinite(lowest) and math.isfinite(highest)):
         raise TrainingDiverged(_not_finite(scores, mask))
-    kept = Mask(_choose(scores, mask, k, threshold))
+    kept = Mask(_choose(scores, mask, k, threshold), copy=False)
     if any(layer.kept < floors.get(layer.name, 0) for layer in kept.layers):
         del kept  # its memory is needed
         chosen, threshold = _above_floors(scores, mask, k, floors)
-        kept = Mask(chosen)
+        kept = Mask(chosen, copy=False)
     if kept.kept != k or not kept.is_subset_of(mask):
         raise InvariantBroken(f"top-k kept {kept.kept} weights where {k} were planned, or left the former mask")
     return Selection(kept, threshold, (lowest, low, middle, high, highest))
@@ -209,15 +213,15 @@ def _choose(scores: Mapping[str, Tensor], kept: Mapping[str, Tensor], k: int, th
     """Of those kept, all above ``threshold``, the score at rank k - 1, and the first of those that equal it."""
     chosen = {name: torch.empty(tensor.shape, dtype=torch.bool) for name, tensor in kept.items()}
     for values, candidates, out in _pieces(scores, kept, chosen):
-        np.greater(values, threshold, out=out)
+        np.greater_equal(values, threshold, out=out)
         out &= candidates
-    missing = k - sum(map(_count, chosen.values()))
-    for values, candidates, out in _pieces(scores, kept, chosen):
-        if not missing:
+    surplus = sum(map(_count, chosen.values())) - k
+    for values, out in _pieces(scores, chosen, backwards=True):
+        if not surplus:  # as a rule from the start: hardly any scores are equal
             break
-        ties = np.flatnonzero(candidates & (values == threshold))[:missing]
-        out[ties] = True
-        missing -= len(ties)
+        ties = np.flatnonzero(out & (values == threshold))[-surplus:]
+        out[ties] = False
+        surplus -= len(ties)
     return {name: tensor.to(kept[name].device) for name, tensor in chosen.items()}
 
 
@@ -267,7 +271,8 @@ def _counted(
     first = np.zeros(_BINS, np.int64)
     for values, candidates in _pieces(scores, kept):
         digits = _bits(values) >> (width - 16)
-        digits *= candidates  # the pruned ones count as 0.0, and are taken off below: to leave them out costs more
+        if not candidates.all():  # the pruned ones count as 0.0, and are taken off below: leaving them out costs more
+            digits *= candidates
         _add(first, digits)
     first[0] -= pruned
     from_top = np.cumsum(first[_LEADING])
@@ -292,7 +297,7 @@ def _alike(
         beginnings = (bits >> shift).astype(np.min_scalar_type((1 << 8 * bits.itemsize - shift) - 1))
         for prefix in prefixes:
             alike |= beginnings == prefix
-        yield bits[alike & candidates]
+        yield bits[np.flatnonzero(alike & candidates)]  # for few, faster than by the mask
 
 
 def _batches(arrays: Iterable[npt.NDArray[Any]]) -> Iterator[npt.NDArray[Any]]:
@@ -329,11 +334,13 @@ def _bits(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return values.view(f"u{values.itemsize}")
 
 
-def _pieces(scores: Mapping[str, Tensor], *masks: Mapping[str, Tensor]) -> Iterator[tuple[npt.NDArray[Any], ...]]:
+def _pieces(
+    scores: Mapping[str, Tensor], *masks: Mapping[str, Tensor], backwards: bool = False
+) -> Iterator[tuple[npt.NDArray[Any], ...]]:
     """Scores, all of one type, and masks of the same weights, up to ``_CHUNK`` of them, flat, in the masks' order."""
-    common = _common(scores, masks[0])
-    for name in masks[0]:
-        flat = [torch.split(tensors[name].detach().reshape(-1), _CHUNK) for tensors in (scores, *masks)]
+    common, step = _common(scores, masks[0]), -1 if backwards else 1
+    for name in list(masks[0])[::step]:
+        flat = [torch.split(tensors[name].detach().reshape(-1), _CHUNK)[::step] for tensors in (scores, *masks)]
         for values, *kept in zip(*flat, strict=True):
             yield values.to(common).cpu().numpy(), *(each.cpu().numpy() for each in kept)
 

@@ -243,6 +243,14 @@ def _input_faults(spec: InputSpec, recipe: Recipe) -> list[tuple[str, str] | Non
         faults.append(("/classes", "needs at least two classes with different names"))
     if spec.unseen_classes not in get_args(UnseenClasses):
         faults.append(("/unseen_classes", f"unknown choice {spec.unseen_classes!r}; choose one of: reject, extend"))
+    if spec.unseen_classes == "extend" and isinstance(recipe.training.class_weights, tuple):
+        faults.append(
+            (
+                "/unseen_classes",
+                "extend goes with training.class_weights balanced or null: a list has no weight for classes that come "
+                "late",
+            )
+        )
     faults.append(_normalisation_fault(spec))
     if recipe.initial_weights is not None and not spec.complete:
         faults.append(

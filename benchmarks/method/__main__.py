@@ -25,7 +25,18 @@ from benchmarks.method.goals import LONG, goals
 from benchmarks.method.rows import GROUPS, ROWS
 
 _THE_MOST = ("dense-paper", "dense", "app-paper", "app-reference", "espalier-36", "espalier-10", "small-10")
-_MORE = (*_THE_MOST, "one-shot", "espalier-20", "espalier-05", "small-36", "small-20", "small-05", "longer-36")
+_MORE = (
+    *_THE_MOST,
+    "one-shot",
+    "espalier-20",
+    "espalier-05",
+    "small-36",
+    "small-20",
+    "small-05",
+    "longer-36",
+    "drift-36",
+    "drift-10",
+)
 _LONG = (*_MORE, "dense-longer", "replay-balanced", "replay-reservoir", "replay-last", "replay-none")
 _QUICK: dict[str, tuple[int, tuple[str, ...]]] = {
     "digits": (3, _MORE),

@@ -62,6 +62,9 @@ MEASURES: dict[str, Callable[[Figures], float]] = {
 """Figures of one run. Accuracies and gaps in %; ``errors`` is the cumulative error (CER)."""
 
 
+WORTH = 0.5
+"""Points of accuracy: the least mean difference that is called one, however certain a smaller one is."""
+
 EVEN = 1.0
 """Points of accuracy: rows are called even when a larger difference can be ruled out."""
 
@@ -115,7 +118,8 @@ class Findings:
         """How two rows compare, final and anytime accuracy together, at 95 % confidence.
 
         Returns:
-            ``better`` or ``worse``: in one of the two, and not the contrary in the other; ``mixed``: one up, one down;
+            ``better`` or ``worse``: by more than ``WORTH`` in one of the two, and not the contrary in the other;
+            ``mixed``: one up, one down;
             ``even``: both intervals lie within a point of zero; ``undecided``: there are too few seeds to say;
             ``unknown``: fewer than two in common.
         """
@@ -123,8 +127,13 @@ class Findings:
         found = [each for each in both if each is not None and each.n > 1]
         if len(found) < 2:
             return "unknown"
-        up = any(each.mean > each.sure for each in found)
-        down = any(each.mean < -each.sure for each in found)
+        up = any(each.mean > max(each.sure, WORTH) for each in found)
+        down = any(each.mean < -max(each.sure, WORTH) for each in found)
         if up or down:
             return "mixed" if up and down else "better" if up else "worse"
         return "even" if all(abs(each.mean) + each.sure <= EVEN for each in found) else "undecided"
+
+    def better_at_the_end(self, stream: str, row: str, other: str) -> bool:
+        """Whether ``row`` is better in final accuracy, as ``compare`` has it."""
+        final = self.difference(stream, row, other, "final")
+        return final is not None and final.n > 1 and final.mean > max(final.sure, WORTH)

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.method.charts import Line, Panel, Point, draw
-from benchmarks.method.findings import EVEN, Estimate, Findings, gaps
+from benchmarks.method.findings import EVEN, WORTH, Estimate, Findings
 from benchmarks.method.goals import goals, shown
 from benchmarks.method.rows import DENSITIES, ROWS, Row
-from benchmarks.method.streams import STREAMS
+from benchmarks.method.runs import Figures
+from benchmarks.method.words import ABOUT, TITLES
 
 
 @dataclass(frozen=True)
@@ -66,14 +67,15 @@ def tables(found: Findings) -> str:
 # -- does it pay -------------------------------------------------------------------------------------------------------
 
 _VERDICTS = {
-    "pays": "It pays: better than a small dense network, and no worse than the dense one of full size",
-    "small": "It pays where the network has to be small: better than a small dense network, worse than full size",
-    "against-small": "Better than a small dense network; undecided against full size",
-    "needless": "Better than dense of full size, but a small dense network is as good or better: train that",
-    "not": "It does not pay: a small dense network is as good or better",
-    "undecided": "Undecided: too few seeds for these differences, or final and anytime accuracy disagree",
+    "pays": ("It pays", "better than a small dense network of its size, and no worse than dense at full size"),
+    "small": ("It pays where the network has to be small", "better than a small dense network, worse than full size"),
+    "against-small": ("Better than a small dense network", "and undecided against full size"),
+    "stream": ("It pays on the way, not at the end", "better than small dense only while it still has more weights"),
+    "needless": ("Better than dense at full size, but a small dense network does as well", "so train that one"),
+    "not": ("It does not pay", "a small dense network is as good or better"),
+    "undecided": ("Undecided", "too few seeds for the differences found, or final and anytime accuracy disagree"),
 }
-"""Kinds of verdict, in the order of the page."""
+"""Kinds of verdict, in the order of the page: what it is, and what it means."""
 
 
 def _verdict(found: Findings, stream: str, ending: str) -> str | None:
@@ -82,6 +84,8 @@ def _verdict(found: Findings, stream: str, ending: str) -> str | None:
         return None
     small, dense = found.compare(stream, row, f"small-{ending}"), found.compare(stream, row, "dense")
     if small == "better":
+        if not found.better_at_the_end(stream, row, f"small-{ending}"):
+            return "stream"
         return {"better": "pays", "even": "pays", "undecided": "against-small"}.get(dense, "small")
     if small in ("even", "worse"):
         return "needless" if dense == "better" else "not"
@@ -89,39 +93,60 @@ def _verdict(found: Findings, stream: str, ending: str) -> str | None:
 
 
 def _answer(found: Findings) -> Iterator[str]:
-    verdicts = {(stream, ending): _verdict(found, stream, ending) for stream in found.streams for ending in DENSITIES}
+    cells = [(stream, ending) for stream in found.streams for ending in DENSITIES]
+    verdicts = {cell: kind for cell in cells if (kind := _verdict(found, *cell))}
     yield (
         "**Does pruning while training pay?** It does where the pruned network beats a *small dense network* with as "
         "many weights, trained the same way on the same data: otherwise train that one, it is simpler. And it costs "
         "nothing where it is also no worse than the dense network of full size.\n"
     )
-    for kind, head in _VERDICTS.items():
-        of_kind = {
-            stream: [ending for ending in DENSITIES if verdicts[stream, ending] == kind] for stream in found.streams
-        }
-        if any(of_kind.values()):
-            lines = [_line(found, stream, endings) for stream, endings in of_kind.items() if endings]
-            yield f"- **{head}.**\n" + "\n".join(f"    - {line}" for line in lines)
+    for kind, (head, meaning) in _VERDICTS.items():
+        named = [cell for cell in verdicts if verdicts[cell] == kind]
+        if named:
+            yield f"- **{head}** ({meaning}): {'; '.join(_densities(named))}."
+    if verdicts:
+        yield "\n| | density | against dense, full size | against small dense | verdict |\n|---|---:|---:|---:|---|"
+        for (stream, ending), kind in verdicts.items():
+            row, small = f"espalier-{ending}", f"small-{ending}"
+            against = f"{_both(found, stream, row, 'dense')} | {_both(found, stream, row, small)}"
+            density = f"{100 * DENSITIES[ending]:g} %"
+            yield f"| {TITLES[stream]} | {density} | {against} | {_VERDICTS[kind][0].lower()} |"
     yield (
         "\nFigures are points of test accuracy, final / mean over the stream; ± is one standard error of the paired "
-        "difference. *Better* and *worse* need 95 % confidence (Student's t over seeds) in one of the two accuracies, "
-        f"and no contrary one in the other; *as good*: a difference of more than {EVEN:g} point is ruled out.\n"
+        f"difference. *Better* and *worse* are differences above {WORTH:g} points at 95 % confidence (Student's t over "
+        "seeds) in one of the two accuracies, with no contrary one in the other; *as good*: more than "
+        f"{EVEN:g} point is ruled out. About one call in twenty is chance. Over the stream, the pruned network has a "
+        "head start: it is larger than the small one until the last megabatch; only the final figure compares equal "
+        "sizes.\n"
     )
     yield from _training_share(found)
+    yield from _price(found)
 
 
-def _line(found: Findings, stream: str, endings: Sequence[str]) -> str:
-    """One stream, at the densities of one kind of verdict."""
-    cells = []
-    for ending in endings:
-        against = [_both(found, stream, f"espalier-{ending}", other) for other in ("dense", f"small-{ending}")]
-        cells.append(f"at {100 * DENSITIES[ending]:g} % {against[0]} against dense, {against[1]} against small")
-    return f"{STREAMS[stream].title}: " + "; ".join(cells)
+def _densities(cells: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """Stream: its densities."""
+    for stream in dict.fromkeys(stream for stream, _ in cells):
+        found = [f"{100 * DENSITIES[ending]:g}" for name, ending in cells if name == stream]
+        yield f"{TITLES[stream]} at {', '.join(found)} %"
+
+
+def _price(found: Findings) -> Iterator[str]:
+    """What training costs, on this machine."""
+    costs = []
+    for stream in found.streams:
+        ratios = [found.ratio(stream, row, "dense", "seconds") for row in ("espalier-10", "small-10")]
+        if ratios[0] and ratios[1]:
+            costs.append(f"{TITLES[stream]} {ratios[0].mean:.2f} and {ratios[1].mean:.2f}")
+    if costs:
+        yield (
+            "Pruned single weights are multiplied all the same, so time is not saved. One cycle at 10 %, and one of "
+            f"the small dense network of that size, over one of dense: {'; '.join(costs)}.\n"
+        )
 
 
 def _training_share(found: Findings) -> Iterator[str]:
     gains = [
-        f"{STREAMS[stream].title} {_both(found, stream, 'dense', 'dense-paper')}"
+        f"{TITLES[stream]} {_both(found, stream, 'dense', 'dense-paper')}"
         for stream in found.streams
         if found.has(stream, "dense", "dense-paper")
     ]
@@ -189,8 +214,8 @@ def _span(dates: Sequence[str]) -> str:
 
 def _streams(found: Findings, pictures: Mapping[str, str]) -> Iterator[str]:
     for stream in found.streams:
-        yield f"## {STREAMS[stream].title}\n"
-        yield STREAMS[stream].about + f" {_seeds(found, stream)}.\n"
+        yield f"## {TITLES[stream]}\n"
+        yield ABOUT[stream] + f" {_seeds(found, stream)}.\n"
         yield _table(found, stream, "Row", [r for r in ROWS.values() if r.group == "main"], "dense-paper", "dense")
         if f"accuracy-{stream}" in pictures:
             yield f"![Test accuracy after each megabatch, {stream}]({pictures[f'accuracy-{stream}']})\n"
@@ -270,6 +295,11 @@ _GAPS = (
 )
 
 
+def _test_gaps(run: Figures) -> list[float | None]:
+    """Training minus test accuracy, in points."""
+    return [100 * (train - test) for train, test in zip(run["train"], run["accuracy"], strict=True)]
+
+
 def charts(found: Findings) -> dict[str, str]:
     """SVG by name."""
     drawn = {}
@@ -279,10 +309,10 @@ def charts(found: Findings) -> dict[str, str]:
             drawn[f"accuracy-{stream}"] = draw([panel], "megabatch", "test accuracy, %")
     for name, streams in _GAPS:
         panels = [
-            _panel(found, stream, gaps, without=("espalier-05",)) for stream in streams if stream in found.streams
+            _panel(found, stream, _test_gaps, without=("espalier-05",)) for stream in streams if stream in found.streams
         ]
         if any(point for panel in panels for line in panel.lines for point in line.points):
-            drawn[f"gap-{name}"] = draw(panels, "megabatch", "training − validation accuracy")
+            drawn[f"gap-{name}"] = draw(panels, "megabatch", "training − test accuracy, points")
     panels = [
         _panel(found, stream, lambda run: [kept / run["total"] for kept in run["kept"]], without=("small-10", "dense"))
         for stream in ("digits", "gas", "fashion")
@@ -299,7 +329,7 @@ def _panel(found: Findings, stream: str, of, without: Sequence[str] = ()) -> Pan
         for row, (label, colour, dashed) in _DRAWN.items()
         if found.has(stream, row) and row not in without
     ]
-    return Panel(STREAMS[stream].title, lines)
+    return Panel(TITLES[stream], lines)
 
 
 def _point(t: int, value: Estimate | None) -> Point | None:
@@ -312,16 +342,15 @@ def _gap(found: Findings, pictures: Mapping[str, str]) -> Iterator[str]:
         return
     yield "## The generalization gap, and the number of megabatches\n"
     yield (
-        "The paper reports a gap that moves non-monotonically when megabatches are many. Training minus validation "
-        "accuracy after every megabatch, in points; early validation splits hold a handful of examples, so "
-        "single values "
-        "there say little.\n"
+        "The paper reports a gap that moves non-monotonically when megabatches are many. Drawn is training minus "
+        "*test* accuracy after every megabatch: early validation splits hold a handful of examples and say little. The "
+        "table has the gap to validation, mean over stages.\n"
     )
     for name in named:
-        yield f"![Training minus validation accuracy after each megabatch, {name}]({pictures[name]})\n"
+        yield f"![Training minus test accuracy after each megabatch, {name}]({pictures[name]})\n"
     rows = [row for row in _DRAWN if any(found.has(stream, row) for _, streams in _GAPS for stream in streams)]
     streams = [stream for _, names in _GAPS for stream in names if stream in found.streams]
-    yield "| mean gap | " + " | ".join(STREAMS[stream].title for stream in streams) + " |"
+    yield "| mean gap | " + " | ".join(TITLES[stream] for stream in streams) + " |"
     yield "|---" + "|---:" * len(streams) + "|"
     for row in rows:
         cells = " | ".join(_cell(found.of(stream, row, "gap")) for stream in streams)

@@ -175,12 +175,13 @@ def _all() -> list[Row]:
         title = f"espalier, {_percent(ending)}, 1.5 x epochs"
         rows.append(Row(f"longer-{ending}", title, "main", _pruned(density, longer=True)))
     shipped = {"least_steps": Training().least_steps}
-    light = {"optimizer": {"weight_decay": 5e-4}}
+    drift = {"optimizer": {"weight_decay": 2e-3}}
     rows += [
         Row("app-paper-10", "APP as the paper says, 10 %", "controls", _paper_to(0.10)),
         Row("dense-longer", "dense, our training, 1.5 x epochs", "controls", _dense(longer=True)),
-        Row("dense-light", "dense, our training, weight decay 5e-4", "controls", _dense(light)),
-        Row("light-36", "espalier, 36.6 %, weight decay 5e-4", "controls", _pruned(0.366, light)),
+        Row("dense-drift", "dense, weight decay 2e-3 (`espalier-drift`)", "controls", _dense(drift)),
+        Row("drift-36", "`espalier-drift`, 36.6 %", "controls", _pruned(0.366, drift)),
+        Row("drift-10", "`espalier-drift`, 10 %", "controls", _pruned(0.10, drift)),
         Row("dense-shipped", "dense, with the product's least steps", "controls", _dense(shipped)),
         Row("shipped-36", "espalier, 36.6 %, with the product's least steps", "controls", _pruned(0.366, shipped)),
         Row("auto", "espalier, `auto` schedule (not below 5 %)", "controls", lambda _: {"schedule": {"name": "auto"}}),

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from espalier.formats import megabatch
 from tests.api.conftest import OCTETS, House, content_digest, examples, problem, upload_bytes
 
 PATH = "/v1/models/gas/megabatches"
@@ -164,3 +165,48 @@ def test_uploads_at_once_are_all_kept(house: House) -> None:
         answers = list(pool.map(house.upload, [1, 2, 3, 1]))
     assert sorted(answer.status_code for answer in answers) == [200, 201, 201, 201]
     assert [item["number"] for item in house.http.get(PATH).json()["items"]] == [1, 2, 3]
+
+
+def test_pins_are_set_and_lifted_with_a_reason(house: House) -> None:
+    house.upload()
+    reason = {"reason": "the rare failures of March"}
+    assert house.http.get(f"{PATH}/1").json()["pinned"] is False
+    for _ in range(2):
+        answer = house.http.post(f"{PATH}/1/pin", json=reason)
+        assert (answer.status_code, answer.json()["pinned"]) == (200, True)
+    assert house.http.get(PATH).json()["items"][0]["pinned"] is True
+    answer = house.http.post(f"{PATH}/1/unpin", json=reason)
+    assert (answer.status_code, answer.json()["pinned"]) == (200, False)
+    entries = house.http.get("/v1/audit?model=gas").json()["items"][-2:]
+    assert [entry["kind"] for entry in entries] == ["megabatch.pinned", "megabatch.unpinned"]
+    assert {entry["document"]["reason"] for entry in entries} == {reason["reason"]}
+
+
+def test_a_pin_that_cannot_be_says_why(house: House) -> None:
+    house.upload()
+    for verb in ("pin", "unpin"):
+        problem(house.http.post(f"{PATH}/2/{verb}", json={"reason": "x"}), 404, "unknown-megabatch")
+        problem(house.http.post(f"/v1/models/other/megabatches/1/{verb}", json={"reason": "x"}), 404, "unknown-model")
+        problem(house.http.post(f"{PATH}/1/{verb}", json={}), 422, "invalid-request")
+        problem(house.http.post(f"{PATH}/1/{verb}", json={"reason": "x", "until": 3}), 422, "invalid-request")
+
+
+def test_an_unseen_label_is_refused_with_both_remedies_or_extends_the_classes(house: House) -> None:
+    house.upload()
+    x, y = examples(2, classes=5)
+    document = problem(house.upload(data=megabatch.encode(x, y)), 422, "invalid-megabatch")
+    assert document["reason"] == "label-out-of-range"
+    assert "label 4" in document["detail"]
+    assert "input.classes" in document["detail"] and "input.unseen_classes" in document["detail"]
+    created = house.create("grows", input={"classes": ["a", "b", "c"], "unseen_classes": "extend"}).json()
+    assert created["input"]["unseen_classes"] == "extend"
+    house.upload(name="grows")
+    answer = house.upload(name="grows", data=megabatch.encode(x, y))
+    assert answer.status_code == 201
+    assert answer.json()["histogram"] == {"a": 5, "b": 5, "c": 5, "class-3": 5, "class-4": 4}
+    assert house.http.get("/v1/models/grows/megabatches/1").json()["histogram"] == {
+        "a": 8, "b": 8, "c": 8, "class-3": 0, "class-4": 0
+    }  # fmt: skip
+    assert house.http.get("/v1/models/grows").json()["input"]["classes"][-1] == "class-4"
+    assert house.create("grows", input={"classes": ["a", "b", "c"], "unseen_classes": "extend"}).status_code == 200
+    problem(house.create("wrong", input={"unseen_classes": "perhaps"}), 422, "invalid-request")

@@ -118,8 +118,8 @@ def test_every_audit_kind_is_documented() -> None:
     page = _page("audit-log.md")
     found: set[str] = set()
     for path in (ROOT / "app").rglob("*.py"):
-        found |= set(re.findall(r"append\(\s*\"([a-z]+\.[a-z_]+)\"", path.read_text()))
-        found |= set(re.findall(r"record\(\s*\"([a-z]+\.[a-z_]+)\"", path.read_text()))
+        found |= set(re.findall(r"append\(\s*\"([a-z]+\.[a-z_-]+)\"", path.read_text()))
+        found |= set(re.findall(r"record\(\s*\"([a-z]+\.[a-z_-]+)\"", path.read_text()))
     assert {"model.created", "megabatch.accepted", "mask.pruned", "network.trained", "model.rolled_back"} <= found
     assert not sorted(kind for kind in found if f"`{kind}`" not in page)
 

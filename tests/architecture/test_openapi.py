@@ -32,7 +32,9 @@ OPERATIONS = [
 WIRE = [
     found
     for _, found in inspect.getmembers(schemas, inspect.isclass)
-    if issubclass(found, BaseModel) and found.__module__ == schemas.__name__ and not found.__name__.startswith("_")
+    if issubclass(found, BaseModel)
+    and found.__module__.startswith(schemas.__name__)
+    and not found.__name__.startswith("_")
 ]
 
 operations = pytest.mark.parametrize("operation", [o for _, o in OPERATIONS], ids=[name for name, _ in OPERATIONS])

@@ -143,6 +143,46 @@ def test_pause_and_resume(run: Run, trained: str) -> None:
     assert run("model", "resume", trained, "--reason", "mended").out == f"{trained} is active; none waiting\n"
 
 
+def test_an_evaluation_set_from_the_command_line(run: Run, trained: str, batch: Callable[[int], Path]) -> None:
+    pushed = run("evaluation", "push", trained, batch(9))
+    assert re.fullmatch(r"uploading   [\d.]+ kB   in force as revision 1 \(120 examples, 3 classes\)\n", pushed.out)
+    assert "in force already as revision 1" in run("evaluation", "push", trained, batch(9)).out
+    shown = run("evaluation", "show", trained).out
+    assert re.search(rf"evaluation set +{trained}, revision 1", shown)
+    assert re.search(r"in megabatches +none of its examples", shown)
+    overlapping = run("evaluation", "push", trained, batch(1))
+    assert f"120 examples of {trained}'s megabatches are in it too" in overlapping.out
+    assert f"espalier batch list {trained}" in overlapping.out
+    assert re.search(r"in evaluation set +120", run("batch", "show", trained, 1).out)
+    assert run("evaluation", "show", trained, "--json").json["overlap"] == 120
+    refused = run("evaluation", "show", "nowhere")
+    assert refused.code == 1 and "no model is named 'nowhere'" in refused.err
+
+
+def test_pins_from_the_command_line(run: Run, trained: str) -> None:
+    assert run("batch", "pin", trained, 1, "--reason", "rare").out == f"megabatch 1 of {trained} is pinned\n"
+    assert "accepted, pinned" in run("batch", "list", trained).out
+    assert re.search(r"status +accepted, pinned", run("batch", "show", trained, 1).out)
+    lifted = run("batch", "unpin", trained, 1, "--reason", "no longer")
+    assert lifted.out == f"megabatch 1 of {trained} is not pinned: the replay policy decides about it\n"
+    assert run("batch", "pin", trained, 99, "--reason", "rare").code == 1
+    assert run("batch", "pin", trained, 1).code == 2, "a pin has a reason"
+
+
+def test_a_model_that_may_grow_from_the_command_line(run: Run, recipe: Path, batch: Callable[[int], Path]) -> None:
+    made = run(
+        "model", "create", "grows", "--recipe", recipe, "--input", '{"classes": 2}', "--unseen-classes", "extend",
+        "--set", 'trigger={"name": "manual"}',
+    )  # fmt: skip
+    assert made.code == 0, made.err
+    assert run("batch", "push", "grows", batch(1)).code == 0
+    assert "3 classes: 0, 1, class-2 (more may come)" in run("model", "show", "grows").out
+    run("model", "create", "stays", "--recipe", recipe, "--input", '{"classes": 2}')
+    refused = run("batch", "push", "stays", batch(1))
+    assert refused.code == 1 and "input.unseen_classes" in refused.err
+    assert run("model", "create", "wrong", "--unseen-classes", "perhaps").code == 2
+
+
 def test_watching(run: Run, trained: str, tmp_path: Path) -> None:
     seen = run("version", "watch", trained, "--once", "-d", tmp_path / "models")
     assert seen.out.endswith(f"champion   -> {tmp_path / 'models' / trained}-2.safetensors\n")
@@ -369,7 +409,7 @@ def test_python_m_espalier(service: Service) -> None:
 
 
 def test_a_reader_that_goes_away(service: Service, trained: str) -> None:
-    command = f"{sys.executable} -m espalier audit tail -n 1000 --json --url {service.url} | head -n 1"
+    command = f"{sys.executable} -m espalier audit tail -n 1000000 --json --url {service.url} | head -n 1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert json.loads(done.stdout)["seq"] == 1
     assert "Traceback" not in done.stderr

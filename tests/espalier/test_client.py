@@ -138,6 +138,65 @@ def test_arrays_and_files_are_the_same_megabatch(client: Client, tmp_path: Path)
     assert client.megabatch("same", 1).digest == first.digest
 
 
+def test_an_evaluation_set_is_set_replaced_and_shown(client: Client, tmp_path: Path) -> None:
+    client.create_model("evaluated", {**RECIPE, "trigger": {"name": "manual"}})
+    with pytest.raises(ApiProblem, match="upload a megabatch first") as raised:
+        client.set_evaluation("evaluated", *examples(9))
+    assert raised.value.type == "urn:espalier:problem:input-unknown"
+    x, y = examples(1)
+    client.upload("evaluated", x, y)
+    with pytest.raises(ApiProblem) as raised:
+        client.evaluation_set("evaluated")
+    assert raised.value.type == "urn:espalier:problem:unknown-evaluation-set"
+    seen: list[tuple[int, int | None]] = []
+    found = client.set_evaluation("evaluated", x[:20], y[:20], progress=lambda *at: seen.append(at))
+    assert (found.revision, found.examples, found.overlap, found.shape, found.replayed) == (1, 20, 20, (16,), False)
+    assert seen[-1][0] == seen[-1][1]
+    assert client.evaluation_set("evaluated") == found
+    assert client.megabatch("evaluated", 1).evaluation_overlap == 20
+    np.savez(tmp_path / "same.npz", x=x[:20], y=y[:20])
+    assert client.set_evaluation("evaluated", tmp_path / "same.npz").replayed
+    other = client.set_evaluation("evaluated", *examples(9))
+    assert (other.revision, other.overlap) == (2, 0)
+    with pytest.raises(EspalierClientError, match="x and y"):
+        client.set_evaluation("evaluated", x)
+
+
+def test_an_evaluation_set_outlives_a_bad_network(through: Any, client: Client) -> None:
+    client.create_model("evaluated-badly", RECIPE, input={"shape": [16], "dtype": "float32", "classes": 3})
+
+    def answer_lost(request: httpx.Request, inner: httpx.BaseTransport) -> httpx.Response:
+        inner.handle_request(request).read()
+        raise httpx.ReadError("connection reset by peer")
+
+    shaky, network = through(refused, answering(502), answer_lost)
+    found = shaky.set_evaluation("evaluated-badly", *examples(9))
+    assert [request.method for request in network.requests] == ["PUT"] * 4
+    assert (found.revision, found.replayed) == (1, True)
+
+
+def test_pins_come_and_go(client: Client) -> None:
+    client.create_model("pins", {**RECIPE, "trigger": {"name": "manual"}})
+    client.upload("pins", *examples(1))
+    assert not client.megabatch("pins", 1).pinned
+    assert client.pin("pins", 1, "the rare failures of March").pinned
+    assert [megabatch.pinned for megabatch in client.megabatches("pins")] == [True]
+    assert not client.unpin("pins", 1, "they are frequent now").pinned
+    kinds = [entry.kind for entry in client.audit("pins")]
+    assert kinds[-2:] == ["megabatch.pinned", "megabatch.unpinned"]
+
+
+def test_classes_that_come_late_extend_the_model_where_they_may(client: Client) -> None:
+    recipe = {**RECIPE, "trigger": {"name": "manual"}}
+    client.create_model("late-no", recipe, input={"classes": 2})
+    with pytest.raises(ApiProblem, match=r"label 2 .*unseen_classes"):
+        client.upload("late-no", *examples(1))
+    made = client.create_model("late", recipe, input={"classes": 2, "unseen_classes": "extend"})
+    assert made.input.unseen_classes == "extend"
+    assert list(client.upload("late", *examples(1)).histogram) == ["0", "1", "class-2"]
+    assert client.model("late").input.classes == ("0", "1", "class-2")
+
+
 def test_an_upload_is_streamed_and_says_how_far_it_is(client: Client, tmp_path: Path) -> None:
     client.create_model("streamed", {**RECIPE, "trigger": {"name": "manual"}})
     x, y = examples(1, count=6000, features=64)

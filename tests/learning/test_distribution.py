@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -77,26 +77,23 @@ def test_counts_lie_within_what_was_kept_and_above_the_floors(
 
 @given(PER_LAYER, masks(), st.data())
 @settings(deadline=None)
-def test_layers_between_their_bounds_have_the_same_share_to_the_weight(
+def test_one_level_explains_all_counts_to_the_weight(
     options: Uniform | ErdosRenyiKernel, mask: Mask, data: st.DataObject
 ) -> None:
-    """Between floor and what was kept, counts are in proportion: the capping of Evci et al. at its fixed point."""
+    """There is a level with each |count - clip(level * share, floor, kept)| < 1: Evci et al.'s capping, at its end.
+
+    A count below its upper bound keeps the level from lying higher, one above its floor from lying lower.
+    """
     planned = data.draw(st.integers(1, mask.kept))
-    found = counts(options, mask, planned)
-    shares = DISTRIBUTIONS[options](options, mask.layers)
+    floor = Fraction(str(options.floor))
+    floors = [min(layer.kept, math.ceil(floor * layer.total)) for layer in mask.layers]
+    assume(sum(floors) <= planned)
+    found, shares = counts(options, mask, planned), DISTRIBUTIONS[options](options, mask.layers)
     assert shares is not None
-    free = [
-        i
-        for i, layer in enumerate(mask.layers)
-        if math.ceil(Fraction(str(options.floor)) * layer.total) < found[i] < layer.kept
-    ]
-    levels = [(Fraction(found[i] - 1, shares[i]), Fraction(found[i] + 1, shares[i])) for i in free]
-    if levels:
-        level = max(low for low, _ in levels), min(high for _, high in levels)
-        assert level[0] < level[1]
-        for i, layer in enumerate(mask.layers):  # no full layer could have had more, no empty one less
-            if found[i] == layer.kept and layer.kept:
-                assert shares[i] * level[1] > layer.kept - 1
+    bounded = list(zip(found, shares, floors, mask.layers, strict=True))
+    above = [Fraction(count - 1, share) for count, share, low, _ in bounded if count > low]
+    below = [Fraction(count + 1, share) for count, share, _, layer in bounded if count < layer.kept]
+    assert not above or not below or max(above) < min(below)
 
 
 @given(DISTRIBUTION, masks(), st.data())

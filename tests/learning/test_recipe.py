@@ -86,7 +86,7 @@ def test_the_digest_depends_on_values_alone() -> None:
     ("document", "pointer", "words"),
     [
         ({"foo": 1}, "/foo", "known keys: preset, seed, network"),
-        ({"preset": "q"}, "/preset", "choose one of: espalier, app-paper, dense, one-shot"),
+        ({"preset": "q"}, "/preset", "choose one of: espalier, espalier-drift, app-paper, dense, one-shot"),
         ({"schedule": {"name": "x"}}, "/schedule", "unknown name 'x'; choose one of: app, factor, one-shot, linear"),
         ({"schedule": {"tua": 3}}, "/schedule/tua", "unknown key 'tua'; known keys: name, target, stages"),
         ({"training": {"epochz": 3}}, "/training/epochz", "known keys: epochs, least_steps, minibatch"),

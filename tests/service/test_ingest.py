@@ -1,11 +1,12 @@
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from app.domain import CycleTrigger
-from app.errors import InvalidMegabatch, MegabatchQuarantined, UnknownModel
+from app.errors import InvalidInputSpec, InvalidMegabatch, MegabatchQuarantined, ModelExists, UnknownModel
 from app.service import cycles, ingest, models
 from tests.service.conftest import ACTOR, RECIPE, House, blob_of_examples
 
@@ -84,6 +85,124 @@ def test_one_class_alone_cannot_be_inferred_but_can_be_declared(house: House) ->
         house.upload("open", x=x, y=y * 0)
     house.create("declared", classes=("good", "bad"))
     assert house.upload("declared", x=x, y=y * 0).new
+
+
+# -- labels that nobody declared ---------------------------------------------------------------------------------------
+
+
+def labelled(seed: int, *labels: int, n: int = 24) -> tuple[np.ndarray, np.ndarray]:
+    """Examples in which these labels occur in turn."""
+    return blob_of_examples(seed, n=n)[0], np.resize(np.array(labels, dtype=np.int64), n)
+
+
+def classes(house: House, name: str = "gas") -> tuple[str, ...] | None:
+    return models.describe_model(house.store, name).model.input.classes
+
+
+def test_an_unseen_label_is_refused_with_both_remedies(house: House) -> None:
+    house.create()
+    house.upload(seed=1)
+    x, y = labelled(2, 0, 1, 7)
+    with pytest.raises(InvalidMegabatch) as caught:
+        house.upload(x=x, y=y)
+    assert caught.value.reason == "label-out-of-range"
+    told = str(caught.value)
+    assert "label 7 is beyond the model's 3 classes (labels 0 to 2)" in told
+    assert "declares all classes" in told and "input.classes" in told and 'input.unseen_classes: "extend"' in told
+
+
+def test_where_they_may_an_unseen_label_extends_the_classes(house: House) -> None:
+    house.create("gas", classes=("good", "bad"), unseen_classes="extend")
+    x, y = labelled(1, 0, 1)
+    house.upload(x=x, y=y)
+    x, y = labelled(2, 0, 4)
+    accepted = house.upload(x=x, y=y)
+    assert classes(house) == ("good", "bad", "class-2", "class-3", "class-4")
+    assert accepted.megabatch.histogram == (12, 0, 0, 0, 12)
+    assert house.kinds()[-2:] == ["megabatch.accepted", "model.classes-extended"]
+    with house.store.reading() as tx:
+        (entry,) = tx.audit.entries("gas", None, 10, "model.classes-extended").items
+    assert entry.document["parameters"] == {
+        "megabatch": 2, "classes_before": 2, "added": ["class-2", "class-3", "class-4"]
+    }  # fmt: skip
+    x, y = labelled(3, 4, 3)
+    house.upload(x=x, y=y)
+    assert house.kinds().count("model.classes-extended") == 1
+    first, _ = ingest.get_megabatch(house.store, "gas", 1)
+    assert first.histogram == (12, 12), "what was counted stays"
+
+
+def test_classes_that_were_inferred_extend_too(house: House) -> None:
+    house.create("gas", unseen_classes="extend")
+    house.upload(seed=1)
+    assert classes(house) == ("0", "1", "2")
+    x, y = labelled(2, 3)
+    house.upload(x=x, y=y)
+    assert classes(house) == ("0", "1", "2", "class-3")
+
+
+def test_a_declared_model_may_begin_with_classes_that_nobody_declared(house: House) -> None:
+    house.create("gas", classes=("a", "b"), unseen_classes="extend")
+    x, y = labelled(1, 2, 3)
+    house.upload(x=x, y=y)
+    assert classes(house) == ("a", "b", "class-2", "class-3")
+    with house.store.reading() as tx:
+        (entry,) = tx.audit.entries("gas", None, 10, "megabatch.accepted").items
+    assert entry.document["parameters"]["inferred_input"]["classes"] == list(classes(house) or ())
+
+
+def test_no_two_classes_get_one_name(house: House) -> None:
+    house.create("gas", classes=("class-2", "class-3"), unseen_classes="extend")
+    x, y = labelled(1, 0, 3)
+    house.upload(x=x, y=y)
+    assert classes(house) == ("class-2", "class-3", "class-2-late", "class-3-late")
+
+
+def test_one_class_alone_is_not_inferred_though_more_may_come(house: House) -> None:
+    house.create("gas", unseen_classes="extend")
+    x, y = labelled(1, 0)
+    with pytest.raises(InvalidMegabatch, match=r"input\.classes") as caught:
+        house.upload(x=x, y=y)
+    assert caught.value.reason == "one-class"
+
+
+def test_a_label_beyond_every_sane_number_of_classes_is_a_mistake(house: House) -> None:
+    house.create("gas", classes=("a", "b"), unseen_classes="extend")
+    x, y = labelled(1, 0, ingest.MOST_CLASSES)
+    with pytest.raises(InvalidMegabatch, match=r"more than 10000.*input\.classes") as caught:
+        house.upload(x=x, y=y)
+    assert caught.value.reason == "label-out-of-range"
+    x, y = labelled(1, 0, ingest.MOST_CLASSES - 1)
+    house.upload(x=x, y=y)
+    assert len(classes(house) or ()) == ingest.MOST_CLASSES
+
+
+def test_a_model_whose_classes_grew_is_still_the_one_that_was_created(house: House) -> None:
+    house.create("gas", classes=("a", "b"), unseen_classes="extend")
+    x, y = labelled(1, 0, 1, 2)
+    house.upload(x=x, y=y)
+    house.create("gas", classes=("a", "b"), unseen_classes="extend")
+    house.create("gas", unseen_classes="extend")
+    for other in ({"classes": ("a", "c"), "unseen_classes": "extend"}, {"classes": ("a", "b")}, {}):
+        with pytest.raises(ModelExists):
+            house.create("gas", **other)
+    with pytest.raises(InvalidInputSpec, match="unseen_classes"):
+        house.create("other", unseen_classes="perhaps")
+
+
+def test_a_weight_for_each_class_does_not_go_with_classes_that_nobody_declared(house: House) -> None:
+    weighted = {**RECIPE, "training": {**RECIPE["training"], "class_weights": [1.0, 2.0]}}
+    with pytest.raises(InvalidInputSpec, match="balanced or null"):
+        house.create("gas", weighted, classes=("a", "b"), unseen_classes="extend")
+    house.create("gas", weighted, classes=("a", "b"))
+
+
+def test_classes_that_come_at_once_extend_one_after_the_other(house: House) -> None:
+    house.create("gas", classes=("a", "b"), unseen_classes="extend")
+    batches = [labelled(seed, 0, label) for seed, label in ((1, 3), (2, 4), (3, 2), (4, 4))]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda batch: house.upload(x=batch[0], y=batch[1]), batches))
+    assert classes(house) == ("a", "b", "class-2", "class-3", "class-4")
 
 
 def test_a_huge_label_does_not_become_that_many_classes(house: House) -> None:

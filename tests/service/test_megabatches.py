@@ -104,6 +104,14 @@ def test_in_quarantine_it_is_not_replayed_though_pinned(house: House) -> None:
     assert ingest.get_megabatch(house.store, "gas", 1)[0].pinned
 
 
+def test_in_quarantine_it_is_not_replayed_from_the_buffer_either(house: House) -> None:
+    house.create("gas", FULL)
+    house.grow(2)
+    quarantine(house, 1)
+    one_more(house, 3)
+    assert trained(house)[-1] == [2, 3]
+
+
 def test_unpinned_it_is_the_policys_again_with_all_its_rows(house: House) -> None:
     house.create("gas", FULL)
     house.grow(2)
@@ -138,6 +146,8 @@ def test_forgetting_is_measured_on_megabatches_that_are_in_no_buffer(house: Hous
         histories = state_of(house.store.blobs, tx.ledger.version("gas", "champion")).history
     assert {int(number) for number in histories["best"]} == {1, 2, 3}
     assert "forgetting" in house.champion().metrics
+    assert set(house.champion().report["megabatches"]) == {"1", "2", "3"}
     quarantine(house, 2)
     one_more(house, 4)
+    assert set(house.champion().report["megabatches"]) == {"1", "3", "4"}, "what is in quarantine is not asked"
     assert np.isfinite(house.champion().metrics["forgetting"])

@@ -19,7 +19,7 @@ class Sgd(Options):
 
     name: Literal["sgd"] = "sgd"
     momentum: Share = Field(0.9, description="Momentum.")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(2e-3, description="L2 penalty, added to the gradient.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(5e-4, description="L2 penalty, added to the gradient.")
 
 
 class AdamW(Options):

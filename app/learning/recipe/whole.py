@@ -215,6 +215,7 @@ _ONE_SHOT: dict[str, Any] = {
 
 PRESETS: dict[str, dict[str, Any]] = {
     "espalier": {},
+    "espalier-drift": {"training": {"optimizer": {"weight_decay": 2e-3}}},
     "app-paper": {
         "schedule": {"name": "app"},
         "criterion": {"name": "snip"},
@@ -233,7 +234,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "dense": {"schedule": {"name": "constant"}},
     "one-shot": _ONE_SHOT,
 }
-"""Named starting points. ``espalier`` is the defaults of every field; ``app-paper`` is Misra et al. to the letter;
+"""Named starting points. ``espalier`` is the defaults of every field; ``espalier-drift`` the same with more weight decay,
+for streams that drift; ``app-paper`` is Misra et al. to the letter;
 ``dense`` and ``one-shot`` are the baselines, in the training of ``espalier``.
 """
 
