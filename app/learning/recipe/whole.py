@@ -234,9 +234,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "dense": {"schedule": {"name": "constant"}},
     "one-shot": _ONE_SHOT,
 }
-"""Named starting points. ``espalier`` is the defaults of every field; ``espalier-drift`` the same with more weight decay,
-for streams that drift; ``app-paper`` is Misra et al. to the letter;
-``dense`` and ``one-shot`` are the baselines, in the training of ``espalier``.
+"""Named starting points. ``espalier`` is the defaults of every field; ``espalier-drift`` has more weight decay, for
+streams that drift; ``app-paper`` is Misra et al. to the letter; ``dense`` and ``one-shot`` are the baselines, in the
+training of ``espalier``.
 """
 
 
