@@ -14,7 +14,7 @@ Laws:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -349,7 +349,7 @@ class _Run:
         return History(
             arrived=before.arrived + new,
             ancestors=(*before.ancestors, *here)[-LONGEST:],
-            best=dict(sorted({**before.best, **best}.items())[-LONGEST:]),
+            best=_remembered({**before.best, **best}, measured.retained),
             breaches=judgement.breaches,
             holds=judgement.holds,
             evaluation_errors=before.evaluation_errors + (evaluation.errors if evaluation else 0),
@@ -495,6 +495,12 @@ def _training_report(run: _Run) -> dict[str, Any]:
         "seed": plan.recipe.seed,
         **({"evaluation_overlap": plan.left_out} if plan.given.evaluation is not None else {}),
     }
+
+
+def _remembered(best: Mapping[int, float], asked: Container[int]) -> dict[int, float]:
+    """The ``LONGEST`` megabatches to remember: those that are still asked first, then the newest."""
+    kept = sorted(best, key=lambda number: (number in asked, number))[-LONGEST:]
+    return {number: best[number] for number in sorted(kept)}
 
 
 # -- networks as arrays ------------------------------------------------------------------------------------------------

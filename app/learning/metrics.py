@@ -118,9 +118,9 @@ def figures(measured: Measured, history: History) -> dict[str, float]:
 def forgetting(measured: Measured, history: History) -> dict[int, float]:
     """Best accuracy ever minus the present one on each past megabatch's validation examples, by number; >= 0."""
     return {
-        number: max(0.0, history.best.get(number, 0.0) - retained.accuracy)
+        number: max(0.0, history.best[number] - retained.accuracy)
         for number, retained in sorted(measured.retained.items())
-        if number not in measured.new
+        if number not in measured.new and number in history.best
     }
 
 
@@ -132,7 +132,7 @@ def report(measured: Measured, history: History) -> dict[str, Any]:
             found[f"{name}_by_class"] = _by_class(answers)
     lost = forgetting(measured, history)
     found["megabatches"] = {
-        str(number): {"accuracy": retained.accuracy, "examples": retained.examples, "forgotten": lost.get(number, 0.0)}
+        str(number): {"accuracy": retained.accuracy, "examples": retained.examples, "forgotten": lost.get(number)}
         for number, retained in sorted(measured.retained.items())
     }
     return found

@@ -11,6 +11,7 @@ Laws:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -228,7 +229,7 @@ def density_floor(options: DensityFloor, evidence: Evidence) -> Finding:
     """The whole network keeps less than ``at_least``."""
     kept, total = (sum(counts) for counts in zip(*((y.kept, y.total) for y in evidence.layers), strict=True))
     figures = {"density": kept / total, "kept": kept, "total": total}
-    if kept / total >= options.at_least:
+    if kept >= math.floor(options.at_least * total):  # a target is met to the nearest weight
         return Finding(True, figures)
     reason = (
         f"density {kept / total:.4g} is below the floor {options.at_least:g} ({kept} of {total} weights are kept): "

@@ -35,7 +35,9 @@ class Retained(BaseModel):
 
     accuracy: float = Field(description="Share of right answers among its validation examples.")
     examples: int = Field(description="Its validation examples.")
-    forgotten: float = Field(description="Best accuracy of the lineage on them, ever, minus the present one.")
+    forgotten: float | None = Field(
+        description="Best accuracy of the lineage on them, ever, minus the present one; null where unknown."
+    )
 
 
 class OnArrival(BaseModel):
