@@ -40,7 +40,7 @@ _MORE = (
 _LONG = (*_MORE, "dense-longer", "replay-balanced", "replay-reservoir", "replay-last", "replay-none")
 _QUICK: dict[str, tuple[int, tuple[str, ...]]] = {
     "digits": (3, _MORE),
-    "gas": (3, _MORE),
+    "gas": (3, (*_MORE, "dense-drift")),
     "tabular": (3, _MORE),
     "fashion": (2, _THE_MOST),
     "digits-24": (2, _THE_MOST),

@@ -23,7 +23,7 @@ from app.errors import InvalidRecipe
 from app.learning.architectures import build, prunable_parameters
 from app.learning.criteria import CRITERIA
 from app.learning.normalisation import network_shape
-from app.learning.recipe import Network, Recipe, Training
+from app.learning.recipe import PRESETS, Network, Recipe, Training
 from app.learning.replay import POLICIES
 from benchmarks.method.streams import Stream
 
@@ -175,11 +175,11 @@ def _all() -> list[Row]:
         title = f"espalier, {_percent(ending)}, 1.5 x epochs"
         rows.append(Row(f"longer-{ending}", title, "main", _pruned(density, longer=True)))
     shipped = {"least_steps": Training().least_steps}
-    drift = {"optimizer": {"weight_decay": 2e-3}}
+    drift = PRESETS["espalier-drift"]["training"]
     rows += [
         Row("app-paper-10", "APP as the paper says, 10 %", "controls", _paper_to(0.10)),
         Row("dense-longer", "dense, our training, 1.5 x epochs", "controls", _dense(longer=True)),
-        Row("dense-drift", "dense, weight decay 2e-3 (`espalier-drift`)", "controls", _dense(drift)),
+        Row("dense-drift", "dense, weight decay of `espalier-drift`", "controls", _dense(drift)),
         Row("drift-36", "`espalier-drift`, 36.6 %", "controls", _pruned(0.366, drift)),
         Row("drift-10", "`espalier-drift`, 10 %", "controls", _pruned(0.10, drift)),
         Row("dense-shipped", "dense, with the product's least steps", "controls", _dense(shipped)),
