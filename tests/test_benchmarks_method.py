@@ -123,16 +123,19 @@ def test_training_arithmetic(small: Stream) -> None:
 
 
 def test_differences_are_paired() -> None:
-    results = {_task("dense", 0): _figures([0.5, 0.6]), _task("dense", 1): _figures([0.7, 0.8]),
-               _task("small-10", 0): _figures([0.4, 0.5]), _task("small-10", 1): _figures([0.6, 0.7]),
-               _task("small-10", 2): _figures([0.1, 0.1])}  # fmt: skip
+    results = {
+        _task(row, seed): _figures([0.5 + 0.1 * seed + more, 0.6 + 0.1 * seed + more])
+        for row, more in (("dense", 0.1), ("small-10", 0.0))
+        for seed in (0, 1, 2)
+    } | {_task("small-10", 3): _figures([0.1, 0.1]), _task("app-paper", 0): _figures([0.1, 0.1])}
     found = Findings(results)
     difference = found.difference("digits", "dense", "small-10", "final")
     assert difference is not None
-    assert difference == pytest.approx((10.0, 0.0, 2))
+    assert difference == pytest.approx((10.0, 0.0, 3))
     assert found.compare("digits", "dense", "small-10") == "better"
     assert found.compare("digits", "small-10", "dense") == "worse"
     assert found.compare("digits", "dense", "dense") == "even"
+    assert found.compare("digits", "dense", "app-paper") == "unknown"
     assert found.better_at_the_end("digits", "dense", "small-10")
     assert not found.better_at_the_end("digits", "small-10", "dense")
     assert found.difference("digits", "dense", "espalier-10", "final") is None
@@ -172,7 +175,7 @@ def test_page_and_charts(tmp_path: Path) -> None:
         _task(row, seed, stream): _figures([0.5 + 0.1 * seed, 0.6 + index / 100, 0.7 + index / 100], stream)
         for stream in ("digits", "gas")
         for index, row in enumerate(["small-10", "small-36", "dense-paper", "dense", "espalier-36", "espalier-10"])
-        for seed in (0, 1)
+        for seed in (0, 1, 2)
     }
     found = Findings(results)
     page.write(found, page.Told("a command", "abc"), tmp_path / "evidence.md")

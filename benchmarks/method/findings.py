@@ -62,6 +62,9 @@ MEASURES: dict[str, Callable[[Figures], float]] = {
 """Figures of one run. Accuracies and gaps in %; ``errors`` is the cumulative error (CER)."""
 
 
+FEWEST = 3
+"""Seeds below which nothing is called: two agree by chance too often for an interval to mean much."""
+
 WORTH = 0.5
 """Points of accuracy: the least mean difference that is called one, however certain a smaller one is."""
 
@@ -120,11 +123,11 @@ class Findings:
         Returns:
             ``better`` or ``worse``: by more than ``WORTH`` in one of the two, and not the contrary in the other;
             ``mixed``: one up, one down;
-            ``even``: both intervals lie within a point of zero; ``undecided``: there are too few seeds to say;
-            ``unknown``: fewer than two in common.
+            ``even``: both intervals lie within ``EVEN`` of zero; ``undecided``: none of these;
+            ``unknown``: fewer seeds in common than ``FEWEST``.
         """
         both = [self.difference(stream, row, other, measure) for measure in ("final", "anytime")]
-        found = [each for each in both if each is not None and each.n > 1]
+        found = [each for each in both if each is not None and each.n >= FEWEST]
         if len(found) < 2:
             return "unknown"
         up = any(each.mean > max(each.sure, WORTH) for each in found)
@@ -136,4 +139,4 @@ class Findings:
     def better_at_the_end(self, stream: str, row: str, other: str) -> bool:
         """Whether ``row`` is better in final accuracy, as ``compare`` has it."""
         final = self.difference(stream, row, other, "final")
-        return final is not None and final.n > 1 and final.mean > max(final.sure, WORTH)
+        return final is not None and final.n >= FEWEST and final.mean > max(final.sure, WORTH)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from benchmarks.method.findings import Estimate, Findings
+from benchmarks.method.findings import FEWEST, Estimate, Findings
 
 MAIN = ("digits", "tabular", "gas", "fashion")
 """The streams that every goal is judged on."""
@@ -49,9 +49,13 @@ def judged(estimate: Estimate | None, least: float) -> str:
     if estimate is None:
         return NOT_MEASURED
     word = "met" if estimate.mean >= least else "not met"
-    if estimate.n < 2:
-        return f"{word} (one seed)"
+    if estimate.n < FEWEST:
+        return f"{word} ({_seeds(estimate.n)})"
     return word if abs(estimate.mean - least) > estimate.sure else f"{word}, within noise"
+
+
+def _seeds(n: int) -> str:
+    return f"{n} seed{'s' if n > 1 else ''}"
 
 
 def _exact(found: Findings) -> Iterator[Goal]:
@@ -117,17 +121,27 @@ def _at_a_tenth(found: Findings) -> Iterator[Goal]:
 
 
 def _beats_small(found: Findings) -> Iterator[Goal]:
-    words = {"better": "met", "worse": "not met", "mixed": "undecided, mixed", "even": "not met, as good",
-             "undecided": "undecided"}  # fmt: skip
     for ending, size in (("36", "36.6 %"), ("10", "10 %")):
         for stream in MAIN:
             row, small = f"espalier-{ending}", f"small-{ending}"
             both = [found.difference(stream, row, small, measure) for measure in ("final", "anytime")]
             figure = " / ".join(shown(each) for each in both if each) or "-"
-            status = words.get(found.compare(stream, row, small), "one seed" if both[0] else NOT_MEASURED)
-            yield Goal(
-                5, f"{size} beats the small dense network of its size (final / anytime), {stream}", figure, status
-            )
+            wanted = f"{size} beats the small dense network of its size (final / anytime), {stream}"
+            yield Goal(5, wanted, figure, _against_small(found, stream, row, small, both[0]))
+
+
+def _against_small(found: Findings, stream: str, row: str, small: str, final: Estimate | None) -> str:
+    match found.compare(stream, row, small):
+        case "better":
+            return "met" if found.better_at_the_end(stream, row, small) else "met on the way, not at the end"
+        case "worse":
+            return "not met"
+        case "even":
+            return "not met, as good"
+        case "unknown":
+            return f"undecided ({_seeds(final.n)})" if final else NOT_MEASURED
+        case other:
+            return other
 
 
 def _long(found: Findings) -> Iterator[Goal]:
