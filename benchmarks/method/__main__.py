@@ -68,9 +68,7 @@ def main(arguments: Sequence[str]) -> int:
     found = Findings(tasks.results(wanted, options.out))
     print("\n" + page.tables(found))
     if options.page and found.runs:
-        told = page.Told(
-            shlex.join(["python", "-m", "benchmarks.method", *arguments]), code, [*notes, *left_out, *failed]
-        )
+        told = page.Told(_command(options), code, [*notes, *left_out, *failed])
         page.write(found, told, options.page)
         print(f"{options.page} written")
     missed = [f"goal {goal.number}: {goal.wanted}: {goal.figure}" for goal in goals(found) if goal.missed]
@@ -96,6 +94,15 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--page", type=Path, help="write this page, and charts into the folder of its name")
     parser.add_argument("--code", help="take results for those of this version of the code, instead of its digest")
     return parser.parse_args(arguments)
+
+
+def _command(options: argparse.Namespace) -> str:
+    """The command, with what changes the figures."""
+    words = ["python", "-m", "benchmarks.method", "--full" if options.full else "--quick"]
+    for name in ("seeds", "streams", "rows"):
+        value = getattr(options, name)
+        words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])] if value else []
+    return shlex.join([*words, "--page", "docs/evidence.md"])
 
 
 def _asked(name: str, options: argparse.Namespace) -> tuple[int, list[str]]:

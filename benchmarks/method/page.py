@@ -115,7 +115,8 @@ def _answer(found: Findings) -> Iterator[str]:
         "\nFigures are points of test accuracy, final / mean over the stream; ± is one standard error of the paired "
         f"difference. *Better* and *worse* are differences above {WORTH:g} points at 95 % confidence (Student's t over "
         "seeds) in one of the two accuracies, with no contrary one in the other; *as good*: more than "
-        f"{EVEN:g} point is ruled out; nothing is called on fewer than {FEWEST} seeds. About one call in twenty is chance. Over the stream, the pruned network has a "
+        f"{EVEN:g} point is ruled out; nothing is called on fewer than {FEWEST} seeds. About one call in twenty is "
+        "chance. Over the stream, the pruned network has a "
         "head start: it is larger than the small one until the last megabatch; only the final figure compares equal "
         "sizes.\n"
     )
