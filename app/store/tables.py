@@ -137,6 +137,37 @@ evaluation_sets = sa.Table(
     sa.Column("set_at", UtcDateTime, nullable=False),
 )
 
+uploads = sa.Table(
+    "uploads",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    _model_id(),
+    sa.Column("state", _WORD, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("length", sa.BigInteger),
+    sa.Column("offset", sa.BigInteger, nullable=False),
+    sa.Column("digest", _DIGEST),
+    sa.Column("media", sa.Text),
+    sa.Column("metadata", sa.Text),
+    sa.Column("megabatch", sa.Integer),
+    sa.Column("problem", _json()),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("expires_at", UtcDateTime, nullable=False, index=True),
+    _one_of("state", "open", "complete", "accepted", "refused"),
+)
+
+idempotency_keys = sa.Table(
+    "idempotency_keys",
+    metadata,
+    sa.Column("actor", sa.String(255), primary_key=True),
+    sa.Column("key", sa.String(255), primary_key=True),
+    sa.Column("fingerprint", _DIGEST),
+    sa.Column("status", sa.Integer),
+    sa.Column("answer", _json()),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("expires_at", UtcDateTime, nullable=False, index=True),
+)
+
 cycles = sa.Table(
     "cycles",
     metadata,
@@ -213,6 +244,8 @@ versions = sa.Table(
     sa.Column("manifest", _json(), nullable=False),
     sa.Column("report", _json()),
     sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("swept_at", UtcDateTime),
+    sa.Column("swept_reason", sa.Text),
     sa.UniqueConstraint("model_id", "number"),
     sa.UniqueConstraint("model_id", "cycle"),
     sa.ForeignKeyConstraint(["model_id", "parent"], ["versions.model_id", "versions.number"]),
@@ -289,8 +322,8 @@ log_head = sa.Table(
 LOG = frozenset({audit_entries.name, log_head.name})
 """Written by ``tx.audit`` alone; entries are never changed or deleted."""
 
-EXEMPT = frozenset({leases.name, ticks.name, workers.name})
-"""Heartbeats and clock ticks: changed all the time, and no fact about a model."""
+EXEMPT = frozenset({leases.name, ticks.name, workers.name, uploads.name, idempotency_keys.name})
+"""Heartbeats, clock ticks, bytes on their way in: changed all the time, and no fact about a model."""
 
 AUDITED = frozenset(metadata.tables) - LOG - EXEMPT
 """A transaction that changes one of these appends to the log, or is rolled back."""
