@@ -9,16 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from app.errors import InvalidMegabatch, InvalidWeights
-from app.intake.decoders import Limits, decode_npz
+from app.intake.arrays import Limits, Reading
+from app.intake.npz import decode_npz
 from app.intake.weights import check_weights
 from espalier.errors import CheckpointMismatch
+from espalier.formats import reader
 from espalier.formats.canonical import canonical_json, exact
-from espalier.formats.checkpoint import decode, encode
+from espalier.formats.checkpoint import decode, encode, mask_digest
 from espalier.formats.megabatch import arrays_digest
 from espalier.formats.megabatch import encode as pack
 from espalier.formats.proof import Frontier, leaf_hash, merkle_root
@@ -51,8 +54,9 @@ def networks(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, Any]]:
     dense, masks = {}, {}
     for name in draw(st.lists(NAMES, unique=True, max_size=4)):
         array = np.array(draw(VALUES), order=draw(st.sampled_from("CF")))
+        array = np.tile(array, draw(st.sampled_from([1, 1, 40])))  # what repeats is compressed
         if draw(st.booleans()):
-            mask = draw(arrays.arrays(np.bool_, array.shape))
+            mask = draw(arrays.arrays(np.bool_, array.shape, fill=st.booleans()))
             array[~mask] = 0
             masks[name] = mask
         dense[name] = array
@@ -76,6 +80,42 @@ def test_a_checkpoint_comes_back_and_gives_the_same_bytes_twice(network: Any, ma
     assert encode(backwards, dict(reversed(found.masks.items())), found.manifest) == data
 
 
+@given(networks())
+def test_the_reader_to_copy_reads_what_decode_reads(network: Any) -> None:
+    data = encode(*network, {})
+    found = decode(data)
+    manifest, read, masks, normalisation = reader.read(data)
+    assert (manifest, normalisation) == (found.manifest, {})
+    for ours, theirs in ((found.arrays, read), (found.masks, masks)):
+        assert ours.keys() == theirs.keys()
+        for name, array in ours.items():
+            assert (array.dtype, array.shape) == (theirs[name].dtype, theirs[name].shape)
+            assert array.tobytes() == theirs[name].tobytes()
+
+
+@given(st.lists(st.integers(0, 700), max_size=6), st.integers(0, 700))
+def test_a_mask_comes_back_whatever_lies_between_its_weights(gaps: list[int], rest: int) -> None:
+    mask = np.zeros(sum(gaps) + len(gaps) + rest, np.bool_)
+    mask[np.cumsum(np.asarray(gaps, int) + 1) - 1] = True
+    found = decode(encode({"w": mask.astype(np.float32)}, {"w": mask}, {}))
+    np.testing.assert_array_equal(found.masks["w"], mask)
+    assert found.manifest["mask_digest"] == mask_digest({"w": mask})
+
+
+FLOAT32 = arrays.arrays(np.float32, st.integers(1, 40), elements=st.floats(-60_000, 60_000, width=32))
+
+
+@given(FLOAT32, st.sampled_from(["bfloat16", "float16"]), st.data())
+def test_rounding_is_to_the_nearest_keeps_every_weight_and_is_done_once(x: Any, kind: str, data: st.DataObject) -> None:
+    mask = data.draw(arrays.arrays(np.bool_, x.shape))
+    encoded = encode({"w": np.where(mask, x, np.float32(0))}, {"w": mask}, {"values": kind})
+    found = decode(encoded)
+    np.testing.assert_array_equal(found.masks["w"], mask)
+    expected = torch.from_numpy(x).to(getattr(torch, kind)).float().numpy()
+    np.testing.assert_array_equal(found.arrays["w"], np.where(mask, expected, 0))
+    assert encode(found.arrays, found.masks, found.manifest) == encoded
+
+
 @given(arrays.array_shapes(min_dims=1, max_dims=3), st.data())
 def test_a_kept_zero_stays_kept(shape: tuple[int, ...], data: st.DataObject) -> None:
     mask = data.draw(arrays.arrays(np.bool_, shape))
@@ -92,7 +132,7 @@ def test_a_damaged_checkpoint_is_refused_or_means_the_same_kind_of_thing(network
         found = decode(whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :])
     except CheckpointMismatch:
         return
-    assert found.manifest["format"] == "espalier-sparse-1"
+    assert found.manifest["format"] == "espalier-sparse-2"
 
 
 @given(st.binary(max_size=200))
@@ -121,7 +161,7 @@ def outcome(data: bytes) -> str | None:
         path = Path(folder) / "upload"
         path.write_bytes(data)
         try:
-            return decode_npz(path, Path(folder), LIMITS).digest
+            return decode_npz(path, Path(folder), LIMITS, Reading()).digest
         except InvalidMegabatch:
             return None
 

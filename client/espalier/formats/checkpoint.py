@@ -1,13 +1,15 @@
-"""Sparse checkpoints: mask bits, kept values and a manifest, in one plain safetensors file.
+"""Sparse checkpoints: which weights are kept, their values and a manifest, in one plain safetensors file.
 
 Knows: how a network's tensors and masks become bytes and come back, and how inputs are normalised. Must never know:
 torch (a network is filled by its own methods), a service, or where files are kept. ``docs/checkpoint-format.md``
-describes the bytes for other readers.
+describes the bytes for other readers; ``reader`` and ``writer`` lay them out.
 
 Laws:
     * ``decode(encode(...))`` gives back the same arrays, masks and manifest, bit for bit; a kept 0.0 stays kept, and a
       pruned weight is 0.0 (a -0.0 under a cleared mask bit loses its sign).
-    * The same content gives the same bytes, whatever the order of names or of memory: digests repeat.
+    * The same content gives the same bytes under one version of the zstd library, whatever the order of names or of
+      memory. Under any version it gives the same dense form, masks and ``mask_digest``.
+    * Values are rounded only where the manifest says so, in ``values``.
     * Nothing is guessed: what is missing, unknown or does not add up raises ``CheckpointMismatch``. Never pickle.
 """
 
@@ -25,21 +27,21 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 
 from espalier.errors import CheckpointMismatch, UnsupportedNetwork
+from espalier.formats import reader, writer
 from espalier.formats.canonical import canonical_json, exact
 
 Array = npt.NDArray[Any]
 
-FORMAT = "espalier-sparse-1"
-"""The manifest's ``format``. Another layout gets another name."""
+FORMAT = "espalier-sparse-2"
+"""The manifest's ``format``, as it is written. ``reader`` still knows the one before."""
 
 METADATA_KEY = "espalier"
-"""The one key of the safetensors metadata; its value is the manifest as canonical JSON."""
+"""The key of the safetensors metadata whose value is the manifest as canonical JSON."""
 
-_MASK, _VALUES, _NORMALISATION = ".mask", ".values", "normalisation."
+_WHICH, _VALUES, _NORMALISATION = (".mask", ".gaps"), ".values", "normalisation."
 _STATISTICS = ("mean", "std")
 _ROWS = 8192
 
@@ -216,59 +218,50 @@ def encode(
         masks: for each prunable tensor a bool array of its shape, in the network's order.
         manifest: its tree may hold floats and wide integers (they become strings) but neither NaN nor infinity.
             ``format``, ``layers`` (in the masks' order) and ``mask_digest`` are filled in; if given, they must agree.
+            ``values`` says what the kept float32 weights are rounded to: ``float32`` (as they are), ``bfloat16`` or
+            ``float16``; a weight that is rounded to zero stays kept.
         normalisation: ``mean`` and ``std``, if inputs are standardised.
 
     Returns:
-        The file's bytes, the same for the same content.
+        The file's bytes, the same for the same content under the same version of the zstd library.
 
     Raises:
         CheckpointMismatch: for a nonzero value under a cleared mask bit, a mask without its tensor, names that
-            collide, or a manifest that does not agree with the masks.
+            collide, a weight that is too large to be rounded, or a manifest that does not agree with the masks.
         ValueError: for a manifest that JSON cannot hold.
     """
-    dense = {name: _portable(array) for name, array in arrays.items()}
-    tensors: dict[str, Array] = {name: array for name, array in dense.items() if name not in masks}
-    packed = [_pack(name, mask, dense) for name, mask in masks.items()]
+    written = _complete(manifest, masks)
     statistics = {_NORMALISATION + name: _statistic(name, array) for name, array in (normalisation or {}).items()}
     _need(not statistics or len(statistics) == len(_STATISTICS), "a normalisation needs both mean and std")
-    for group in (*packed, statistics):
-        for name, array in group.items():
-            _need(name not in tensors, f"two tensors would be stored as {name!r}: rename the network's")
-            tensors[name] = array
-    written = _complete(manifest, masks)
-    _need_known(tensors.keys(), written["layers"])
-    return save(tensors, {METADATA_KEY: canonical_json(written).decode()})
+    _need_known(arrays.keys(), written["layers"])
+    others = {name: array for name, array in arrays.items() if name not in masks} | statistics
+    tensors = {name: writer.stored(np.asarray(array), name) for name, array in others.items()}
+    for name, mask in masks.items():
+        tensors |= _packed(name, mask, arrays, written["values"])
+    return writer.container(tensors, canonical_json(written).decode())
 
 
-def decode(source: bytes | Path) -> Checkpoint:
+def decode(source: bytes | Path, *, most: int = reader.MOST) -> Checkpoint:
     """Decode a sparse checkpoint, strictly.
 
     Args:
         source: the file's bytes, or its path.
+        most: bytes of arrays and masks that it may unfold to, since a small file can describe a huge network.
 
     Raises:
         CheckpointMismatch: naming what is wrong and what to do.
         OSError: when the path cannot be read.
     """
-    data = source.read_bytes() if isinstance(source, Path) else bytes(source)
-    manifest = _read_manifest(data)
+    data = source.read_bytes() if isinstance(source, Path) else source
     try:
-        tensors: dict[str, Array] = load(data)
-    except (SafetensorError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointMismatch(f"the file is damaged ({error}): download it again and compare its digest") from None
-    layers = _read_layers(manifest)
-    _need_known(tensors.keys(), layers)
-    masks, arrays = {}, {}
-    for layer in layers:
-        name = layer["name"]
-        masks[name], arrays[name] = _unpack(layer, tensors)
-    normalisation = {
-        name: tensors.pop(_NORMALISATION + name) for name in _STATISTICS if _NORMALISATION + name in tensors
-    }
-    _need(len(normalisation) in (0, len(_STATISTICS)), "only one of normalisation.mean and normalisation.std is there")
-    arrays |= {name: tensors[name] for name in sorted(tensors, key=_natural)}
+        manifest, arrays, masks, statistics = reader.read(data, most, _manifest)
+    except ValueError as error:
+        raise CheckpointMismatch(str(error)) from None
+    _need_known(arrays.keys(), manifest["layers"])
+    _need(len(statistics) in (0, len(_STATISTICS)), "only one of normalisation.mean and normalisation.std is there")
+    others = {name: arrays[name] for name in sorted(arrays.keys() - masks.keys(), key=_natural)}
     _need(manifest.get("mask_digest") == mask_digest(masks), "the masks do not have the manifest's mask_digest")
-    return Checkpoint(manifest, arrays, masks, normalisation)
+    return Checkpoint(manifest, {name: arrays[name] for name in masks} | others, masks, statistics)
 
 
 def encode_dense(checkpoint: Checkpoint) -> bytes:
@@ -298,15 +291,18 @@ def mask_digest(masks: Mapping[str, npt.NDArray[np.bool_]]) -> str:
 # -- writing ----------------------------------------------------------------------------------------------------------
 
 
-def _pack(name: str, mask: npt.NDArray[np.bool_], dense: Mapping[str, Array]) -> dict[str, Array]:
-    _need(name in dense, f"there is a mask for {name!r}, but no such tensor")
-    array = dense[name]
+def _packed(
+    name: str, mask: npt.NDArray[np.bool_], arrays: Mapping[str, Array], values: str
+) -> dict[str, writer.Stored]:
+    _need(name in arrays, f"there is a mask for {name!r}, but no such tensor")
+    array = np.asarray(arrays[name])
     _need(mask.dtype == np.bool_, f"the mask of {name!r} is {mask.dtype}, not bool")
     _need(mask.shape == array.shape, f"the mask of {name!r} has the shape {mask.shape}, its tensor {array.shape}")
-    values = array[mask]
-    stray = int(np.count_nonzero(array)) - int(np.count_nonzero(values))
+    where = np.flatnonzero(mask)  # many times faster than indexing with the mask itself
+    kept = array.reshape(-1)[where]
+    stray = int(np.count_nonzero(array != 0)) - int(np.count_nonzero(kept != 0))
     _need(not stray, f"{stray} pruned weights of {name!r} are not zero: apply the mask before encoding")
-    return {name + _MASK: _bits(mask), name + _VALUES: values}
+    return writer.which(mask, where, name) | {name + _VALUES: writer.stored(writer.rounded(kept, values, name), name)}
 
 
 def _bits(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
@@ -320,8 +316,9 @@ def _complete(manifest: Mapping[str, Any], masks: Mapping[str, npt.NDArray[np.bo
         {"name": name, "shape": list(mask.shape), "kept": int(np.count_nonzero(mask)), "total": mask.size}
         for name, mask in masks.items()
     ]
-    known: dict[str, Any] = {"format": FORMAT, "layers": layers, "mask_digest": mask_digest(masks)}
+    known: dict[str, Any] = {"format": FORMAT, "layers": layers, "mask_digest": mask_digest(masks), "values": "float32"}
     written: dict[str, Any] = known | exact(dict(manifest))
+    _need(written["values"] in writer.VALUES, f"values are {' or '.join(writer.VALUES)}, not {written['values']!r}")
     for key in ("format", "mask_digest"):
         _need(written[key] == known[key], f"the manifest's {key} is {written[key]!r}, but the masks' is {known[key]!r}")
     by_name = {layer["name"]: layer for layer in _read_layers(written)}
@@ -343,31 +340,16 @@ def _statistic(name: str, array: Array) -> npt.NDArray[np.float32]:
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def _read_manifest(data: bytes) -> dict[str, Any]:
-    length = int.from_bytes(data[:8], "little")
-    _need(
-        len(data) > 8 and data[8:9] == b"{", "this is not a safetensors file: download a checkpoint with format=sparse"
-    )
-    _need(length <= len(data) - 8, f"the file is cut off inside its header, at {len(data)} bytes: download it again")
-    header = _parse(data[8 : 8 + length])
-    metadata = header.get("__metadata__") if isinstance(header, dict) else None
-    if not isinstance(metadata, dict) or metadata.keys() != {METADATA_KEY}:
-        raise CheckpointMismatch("this safetensors file has no Espalier manifest: it is not an Espalier checkpoint")
-    manifest = _parse(metadata[METADATA_KEY])
-    if not isinstance(manifest, dict) or not _canonical(manifest, metadata[METADATA_KEY]):
+def _manifest(text: Any) -> dict[str, Any]:
+    """The manifest, checked as far as it can be without the tensors."""
+    manifest = json.loads(text)
+    if not isinstance(manifest, dict) or not _canonical(manifest, text):
         raise CheckpointMismatch("the manifest is not canonical JSON: the file is damaged, or another program wrote it")
-    _need(
-        manifest.get("format") == FORMAT,
-        f"the checkpoint's format is {manifest.get('format')!r}, and this reader knows {FORMAT!r}: update espalier",
-    )
+    if manifest.get("format") in reader.FORMATS:  # of others nothing is known, and the reader says so
+        _read_layers(manifest)
+        values = manifest.get("values", "float32")
+        _need(values in writer.VALUES, f"the manifest's values are {values!r}, which is none of {writer.VALUES}")
     return manifest
-
-
-def _parse(text: Any) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, TypeError, RecursionError):
-        raise CheckpointMismatch("the file's header is damaged: download it again and compare its digest") from None
 
 
 def _canonical(manifest: Any, text: str) -> bool:
@@ -402,53 +384,16 @@ def _is_layer(layer: object) -> bool:
     )
 
 
-def _unpack(layer: Mapping[str, Any], tensors: dict[str, Array]) -> tuple[npt.NDArray[np.bool_], Array]:
-    name, total, kept = layer["name"], layer["total"], layer["kept"]
-    if name in tensors and name + _MASK not in tensors:
-        raise CheckpointMismatch(
-            f"{name!r} is stored without its mask: this is a dense checkpoint, for safetensors.numpy.load_file; "
-            "for the masks download it with format=sparse"
-        )
-    _need(name not in tensors, f"{name!r} is stored twice, dense and sparse")
-    bits, values = tensors.pop(name + _MASK, None), tensors.pop(name + _VALUES, None)
-    if bits is None or values is None:
-        raise CheckpointMismatch(
-            f"the manifest has the layer {name!r}, but its {'mask' if bits is None else 'values'} is missing"
-        )
-    size = -(-total // 8)
-    _need(
-        bits.dtype == np.uint8 and bits.shape == (size,),
-        f"the mask of {name!r} is not {size} bytes, for {total} weights",
-    )
-    _need(not total % 8 or not bits[-1] & (0xFF >> total % 8), f"the mask of {name!r} has bits past its last weight")
-    mask = np.unpackbits(bits, count=total).view(np.bool_)
-    found = int(np.count_nonzero(mask))
-    _need(found == kept, f"the mask of {name!r} keeps {found} weights, but the manifest says {kept}")
-    _need(
-        values.shape == (kept,), f"{name!r} has values of the shape {values.shape}, but its mask keeps {kept} weights"
-    )
-    array = np.zeros(total, dtype=values.dtype)
-    array[mask] = values
-    try:
-        return mask.reshape(layer["shape"]), array.reshape(layer["shape"])
-    except ValueError:  # more axes than numpy has, or lengths beside a zero that overflow
-        raise CheckpointMismatch(f"{name!r} has the impossible shape {layer['shape']}") from None
-
-
 def _need_known(names: Iterable[str], layers: Iterable[Mapping[str, Any]]) -> None:
-    """No tensor that a reader could not place: halves of a sparse tensor without a layer, other statistics."""
+    """No name that a reader could not place: parts of a sparse tensor, of a layer or without one; other statistics."""
     known = set(names)
-    layered = {layer["name"] for layer in layers}
-    orphans = {
-        name.removesuffix(_MASK)
-        for name in known
-        if name.endswith(_MASK) and name.removesuffix(_MASK) + _VALUES in known
-    } - layered
-    strange = {name for name in known if name.startswith(_NORMALISATION)} - {
-        _NORMALISATION + name for name in _STATISTICS
-    }
+    taken = {layer["name"] + part for layer in layers for part in (*_WHICH, _VALUES)} & known
+    halves = {name.removesuffix(part) for part in _WHICH for name in known if name.endswith(part)}
+    orphans = {name for name in halves if name + _VALUES in known}
+    strange = {name for name in known if name.startswith(_NORMALISATION)}
+    _need(not taken, f"{_listed(sorted(taken))}: two tensors would be stored under this name: rename the network's")
     _need(not orphans, f"{_listed(sorted(orphans))}: mask and values, but no such layer in the manifest")
-    _need(not strange, f"{_listed(sorted(strange))}: unknown; names that begin with 'normalisation.' are reserved")
+    _need(not strange, f"{_listed(sorted(strange))}: names that begin with 'normalisation.' are reserved")
 
 
 def _need_counts(manifest: Mapping[str, Any], layers: Iterable[Mapping[str, Any]]) -> None:
