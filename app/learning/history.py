@@ -1,7 +1,7 @@
 """History: what a version hands on about its ancestry, beside weights and masks.
 
-Knows: past accuracies and densities, breaches in a row, whether pruning is held. Must never know: how any of it was
-measured, or what is done about it.
+Knows: past accuracies and densities, breaches in a row, whether pruning is held, moments of past inputs. Must never
+know: how any of it was measured, or what is done about it.
 
 Laws:
     * A history is a value: a cycle makes a new one, and a rollback returns to the old one by itself.
@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+from app.learning.moments import Moments
 
 LONGEST = 256
 """Ancestors, and past megabatches, that a history remembers."""
@@ -59,6 +61,7 @@ class History:
         breaches: breaches in a row so far, by guardrail; a rule that passed is absent.
         holds: why pruning is held, one for each guardrail that has not recovered; empty when it is not.
         evaluation_errors, evaluation_examples: sums over the lineage of misclassified and of all evaluation examples.
+        moments: of all training rows that it has taken in, where the normalisation is ``running``.
     """
 
     arrived: int = 0
@@ -68,6 +71,7 @@ class History:
     holds: tuple[Hold, ...] = ()
     evaluation_errors: int = 0
     evaluation_examples: int = 0
+    moments: Moments | None = None
 
     @property
     def held(self) -> str | None:
@@ -80,17 +84,21 @@ class History:
 
     def document(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return asdict(self) | {"best": {str(number): accuracy for number, accuracy in sorted(self.best.items())}}
+        return asdict(self) | {
+            "best": {str(number): accuracy for number, accuracy in sorted(self.best.items())},
+            "moments": self.moments.document() if self.moments else None,
+        }
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> History:
         """What ``document`` gave."""
-        fields = dict(document)
+        fields = {"moments": None, **document}  # a document of a version that knew none has none
         return cls(
             **fields
             | {
                 "ancestors": tuple(Ancestor(**ancestor) for ancestor in fields["ancestors"]),
                 "best": {int(number): accuracy for number, accuracy in fields["best"].items()},
                 "holds": tuple(Hold(**hold) for hold in fields["holds"]),
+                "moments": Moments.from_document(fields["moments"]) if fields["moments"] else None,
             }
         )

@@ -69,6 +69,7 @@ class Measured:
         tested: the champion on each new megabatch before anything was learned, by number.
         flops: of one example.
         agreement: least agreement of two samples' masks over the pruning steps, if any was measured.
+        unrounded: accuracy on the verdict's rows before the weights were rounded; None where they are not.
     """
 
     training: Evaluation
@@ -80,6 +81,7 @@ class Measured:
     tested: Mapping[int, Arrival]
     flops: Flops
     agreement: float | None = None
+    unrounded: float | None = None
 
 
 def figures(measured: Measured, history: History) -> dict[str, float]:
@@ -112,6 +114,8 @@ def figures(measured: Measured, history: History) -> dict[str, float]:
         found["worst_forgetting"] = max(lost.values())
     if measured.agreement is not None:
         found["mask_agreement"] = measured.agreement
+    if measured.unrounded is not None:
+        found["unrounded_validation_accuracy"] = measured.unrounded
     return found | {"dense_flops": float(measured.flops.dense), "sparse_flops": float(measured.flops.sparse)}
 
 

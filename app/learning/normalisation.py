@@ -4,7 +4,8 @@ Knows: signed log, standardisation, clipping, and the layout that a network expe
 examples come from. ``espalier.formats.checkpoint`` does the same in numpy for clients.
 
 Laws:
-    * Statistics come from training rows of one megabatch only, and are frozen from then on.
+    * Statistics come from training rows alone: of the first megabatch, frozen from then on (``first-megabatch``), or of
+      all that the lineage has taken in (``running``).
     * Bounded memory: statistics are taken in chunks, in float64.
 """
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from app.domain import InputSpec, Normalisation
 from app.errors import InvalidInputSpec
+from app.learning.moments import Moments
 from app.learning.recipe import Mlp, Network
 
 FloatArray = npt.NDArray[np.float32]
@@ -39,7 +41,40 @@ class NormalisationState:
     std: FloatArray
 
 
-def initial_state(spec: InputSpec, first: Callable[[], Iterable[npt.NDArray[Any]]]) -> NormalisationState | None:
+def is_running(spec: InputSpec) -> bool:
+    """Whether statistics go on with every megabatch."""
+    return _rule(spec).name == "running"
+
+
+def moments_of(spec: InputSpec, rows: Callable[[], Iterable[npt.NDArray[Any] | Tensor]]) -> Moments:
+    """Moments of rows per feature, or per channel of images, after the signed log where there is one.
+
+    Args:
+        spec: a complete input specification.
+        rows: gives them, at least one, in chunks of (m, *shape); each call starts anew.
+    """
+    signed_log = _rule(spec).signed_log
+
+    def columns() -> Iterable[npt.NDArray[np.float64]]:
+        for chunk in rows():
+            values = np.asarray(chunk).astype(np.float32)
+            if signed_log:
+                values = np.sign(values) * np.log1p(np.abs(values))
+            width = values.shape[-1] if values.ndim != 3 else 1
+            yield values.astype(np.float64).reshape(-1, width)
+
+    return Moments.of(columns)
+
+
+def state_of(moments: Moments) -> NormalisationState:
+    """The statistics that follow from moments."""
+    std = moments.std.astype(np.float32)
+    return NormalisationState(moments.mean.astype(np.float32), np.where(std > 0, std, np.float32(1)))
+
+
+def initial_state(
+    spec: InputSpec, first: Callable[[], Iterable[npt.NDArray[Any] | Tensor]]
+) -> NormalisationState | None:
     """The statistics of a model that has none yet.
 
     Args:
@@ -49,9 +84,8 @@ def initial_state(spec: InputSpec, first: Callable[[], Iterable[npt.NDArray[Any]
     Raises:
         InvalidInputSpec: when fixed statistics do not fit the shape.
     """
-    how = _rule(spec)
-    if how.name == "first-megabatch":
-        return _statistics(first, how.signed_log)
+    if _rule(spec).name in ("first-megabatch", "running"):
+        return state_of(moments_of(spec, first))
     return fixed_state(spec)
 
 
@@ -87,14 +121,14 @@ class Preparation:
         self._device = device
         self._statistics = None if state is None else (_tensor(state.mean, device), _tensor(state.std, device))
 
-    def __call__(self, rows: npt.NDArray[Any]) -> Tensor:
-        """Prepare rows; ``rows`` must be writable memory of our own, not a view of a memory map."""
-        x = torch.from_numpy(rows).to(self._device).to(torch.float32)
+    def __call__(self, rows: npt.NDArray[Any] | Tensor) -> Tensor:
+        """Prepare rows, on whichever device; an array must be writable memory, not a view of a memory map."""
+        x = (rows if isinstance(rows, Tensor) else torch.from_numpy(rows)).to(self._device).to(torch.float32)
         if self._signed_log:
-            x = torch.sign(x) * torch.log1p(torch.abs(x))
+            x = torch.log1p(torch.abs(x)).mul_(torch.sign(x))
         if self._statistics is not None:
             mean, std = self._statistics
-            x = (x - mean) / std
+            x = torch.sub(x, mean).div_(std)
         if self._clip is not None:
             x = torch.clamp(x, -self._clip, self._clip)
         return x.flatten(1) if self._flat else _channels_first(x)
@@ -117,29 +151,6 @@ def _channels_first(x: Tensor) -> Tensor:
     if x.ndim == 2:
         return x
     return x.unsqueeze(1) if x.ndim == 3 else x.movedim(-1, 1).contiguous()
-
-
-def _statistics(first: Callable[[], Iterable[npt.NDArray[Any]]], signed_log: bool) -> NormalisationState:
-    """Mean and population standard deviation, in two passes over float64 chunks."""
-
-    def columns() -> Iterable[npt.NDArray[np.float64]]:
-        for rows in first():
-            values = rows.astype(np.float32)
-            if signed_log:
-                values = np.sign(values) * np.log1p(np.abs(values))
-            width = values.shape[-1] if values.ndim != 3 else 1
-            yield values.astype(np.float64).reshape(-1, width)
-
-    total: Any = 0.0
-    squares: Any = 0.0
-    n = 0
-    for chunk in columns():
-        total, n = total + chunk.sum(axis=0), n + len(chunk)
-    mean = total / n
-    for chunk in columns():
-        squares = squares + np.square(chunk - mean).sum(axis=0)
-    std = np.sqrt(squares / n).astype(np.float32)
-    return NormalisationState(mean.astype(np.float32), np.where(std > 0, std, np.float32(1)))
 
 
 def _rule(spec: InputSpec) -> Normalisation:

@@ -14,7 +14,7 @@ Laws:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -33,7 +33,16 @@ from app.learning.history import History, Hold
 from app.learning.late_classes import grown
 from app.learning.mask import Mask
 from app.learning.metrics import Retained
-from app.learning.normalisation import NormalisationState, Preparation, initial_state, network_shape
+from app.learning.moments import Moments
+from app.learning.normalisation import (
+    NormalisationState,
+    Preparation,
+    initial_state,
+    is_running,
+    moments_of,
+    network_shape,
+    state_of,
+)
 from app.learning.recipe import Recipe
 from app.learning.replay import Buffer
 from app.learning.rows import Examples, Rows
@@ -128,9 +137,10 @@ class Plan:
         self._replayed = [self._by_number[number] for number in self.trained]
         self._free = [~_within(examples, given.evaluation) for examples in self._replayed]
         self._held_out = [
-            is_validation(examples.ids, self.recipe.validation_share) & free
+            is_validation(np.asarray(examples.ids), self.recipe.validation_share) & free
             for examples, free in zip(self._replayed, self._free, strict=True)
         ]
+        self.moments = self._moments()
         self.normalisation = self._statistics()
         chosen = [self.buffer[number] & rows for number, rows in zip(self.trained, self._trainable, strict=True)]
         self.training = self._rows(self._replayed, chosen, self.normalisation)
@@ -147,9 +157,10 @@ class Plan:
 
     def order(self, epoch: int) -> Tensor:
         """Positions of the training rows in the order in which an epoch shows them."""
-        share = self.recipe.replay.new_share
-        new = np.isin(self.training.source, [i for i, n in enumerate(self.trained) if n in self.given.new])
-        return replay.epoch_order(new, share, self.seed(f"epoch-{epoch}"))
+        rows, reading = self.training, self.recipe.training.reading
+        new = np.repeat([number in self.given.new for number in self.trained], np.diff(rows.bounds)[:, 0])
+        share, seed = self.recipe.replay.new_share, self.seed(f"epoch-{epoch}")
+        return replay.epoch_order(new, share, seed, reading, rows.bounds, rows.row_bytes)
 
     @property
     def subject(self) -> dict[str, Any]:
@@ -232,7 +243,7 @@ class Plan:
 
     def composition(self, buffer: Buffer) -> dict[str, Any]:
         """What ``next_buffer`` is made of, as plain JSON values."""
-        labels = {number: self._by_number[number].y for number in buffer}
+        labels = {number: np.asarray(self._by_number[number].y) for number in buffer}
         rows = self.training
         return replay.composition(self.recipe.replay, buffer, labels, rows.classes, rows.row_bytes)
 
@@ -261,7 +272,7 @@ class Plan:
     def retained(self, network: nn.Module, pulse: Callable[[], None]) -> dict[int, Retained]:
         """What a network knows of the validation rows of each megabatch, by number; those without any are left out."""
         everything = sorted(self.given.megabatches, key=lambda examples: examples.number)
-        held = [is_validation(examples.ids, self.recipe.validation_share) for examples in everything]
+        held = [is_validation(np.asarray(examples.ids), self.recipe.validation_share) for examples in everything]
         rows = self._rows(everything, held, self.normalisation, hold=False)
         if not len(rows):
             return {}
@@ -294,7 +305,7 @@ class Plan:
     def _validation(self, half: int | None, state: NormalisationState | None) -> Rows:
         """Validation rows; of a half, by the lowest bit of the example's id (the split itself goes by the highest)."""
         chosen = [
-            held if half is None else held & ((examples.ids & np.uint64(1)) == half)
+            held if half is None else held & ((np.asarray(examples.ids) & np.uint64(1)) == half)
             for examples, held in zip(self._replayed, self._held_out, strict=True)
         ]
         return self._rows(self._replayed, chosen, state)
@@ -307,14 +318,30 @@ class Plan:
         classes = len(self.given.input.classes or ())
         return Rows(megabatches, chosen, prepare, device=self.device, classes=classes, hold=hold)
 
+    def _moments(self) -> Moments | None:
+        """Of all training rows that the lineage has taken in, this cycle's new ones included; None unless running."""
+        if not is_running(self.given.input):
+            return None
+        before, found = self.given.history.moments, self._of_training(self.given.new)
+        now = moments_of(self.given.input, found.stored) if len(found) else None
+        return before.merged(now) if before and now else before or now
+
     def _statistics(self) -> NormalisationState | None:
-        """The parent's statistics; before there are any, those of the first megabatch's training rows."""
+        """Running ones; else the parent's; before there are any, those of the first megabatch's training rows."""
+        if self.moments is not None:
+            return state_of(self.moments)
         if self._parents_normalisation is not None:
             return self._parents_normalisation
-        for examples, rows in zip(self._replayed, self._trainable, strict=True):
-            if rows.any():
-                return initial_state(self.given.input, self._rows([examples], [rows], None, hold=False).stored)
+        for number in self.trained:
+            if len(rows := self._of_training({number})):
+                return initial_state(self.given.input, rows.stored)
         raise NothingToTrain("no training examples are left: upload more, or lower validation_share")
+
+    def _of_training(self, numbers: Container[int]) -> Rows:
+        """All training rows of some of the megabatches that are trained on."""
+        everything = zip(self.trained, self._replayed, self._trainable, strict=True)
+        found = [(examples, rows) for number, examples, rows in everything if number in numbers]
+        return self._rows([each for each, _ in found], [rows for _, rows in found], None, hold=False)
 
 
 def with_late_classes(given: CycleInput, seed: int) -> CycleInput:
@@ -360,7 +387,7 @@ def _within(examples: Examples, evaluation: Examples | None) -> npt.NDArray[np.b
     """Which of these examples the evaluation set holds too: (n,) bool."""
     if evaluation is None:
         return np.zeros(len(examples), dtype=np.bool_)
-    return np.asarray(np.isin(examples.ids, evaluation.ids))
+    return np.asarray(np.isin(np.asarray(examples.ids), np.asarray(evaluation.ids)))
 
 
 def is_finite(values: npt.NDArray[Any]) -> bool:

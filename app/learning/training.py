@@ -252,12 +252,11 @@ class Fit:
 
     def _make_steps(self, until: int, pulse: Pulse) -> None:
         """Optimizer steps of this epoch, in its order, until so many of them are done or it ends."""
-        order = self._shown(self.epoch)
+        order, bounds = self._shown(self.epoch), self._bounds[self._in_epoch : max(until, self._in_epoch)]
         look = 1 if self._device.type == "cpu" else _LOOK
-        while self._in_epoch < min(until, len(self._bounds)):
-            start, end = self._bounds[self._in_epoch]
-            loss = self._learn(*self._training.gather(order[start:end]))
-            self._loss_sum += loss * (end - start)
+        for x, y in self._training.minibatches(order[start:end] for start, end in bounds):
+            loss = self._learn(x, y)
+            self._loss_sum += loss * len(y)
             self._in_epoch += 1
             if self._in_epoch % look == 0:
                 self.loss = self._finite(float(loss))
@@ -305,8 +304,8 @@ class Fit:
     def _once_more(self, pulse: Pulse) -> Iterator[Tensor]:
         """The input of all training rows, as an epoch after the last planned one would show it, unchanged."""
         order = self._shown(self.epochs)
-        for start, end in self._bounds:
-            yield self._training.gather(order[start:end])[0]
+        for x, _ in self._training.minibatches(order[start:end] for start, end in self._bounds):
+            yield x
             pulse(self.loss)
 
     def _finite(self, loss: float) -> float:

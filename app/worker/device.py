@@ -59,6 +59,17 @@ def settle(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
+def warm_up(where: torch.device) -> None:
+    """Make one optimizer step on a single weight: torch loads a good second's worth of itself at its first one.
+
+    Done before a worker says that it is ready, so that the first cycle does not wait for it.
+    """
+    weight = torch.ones(1, device=where, requires_grad=True)
+    optimizer = torch.optim.SGD([weight], lr=0.0, fused=where.type in ("cpu", "cuda"))
+    (weight * weight).sum().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    optimizer.step()
+
+
 def answers(where: torch.device) -> bool:
     """Whether the device still computes. A CUDA error can leave a process's context unusable for good."""
     try:

@@ -21,13 +21,14 @@ from app.errors import (
     NothingToTrain,
     TrainingDiverged,
 )
-from app.learning import criteria, cycle, rows
+from app.learning import course as module
+from app.learning import criteria, reading, rows
 from app.learning.architectures import build, load_strictly, prunable_parameters
 from app.learning.cycle import CycleInput, CycleResult, Examples, Parent, initial_version
 from app.learning.evaluation import evaluate
 from app.learning.normalisation import Preparation
 from app.learning.plan import Plan
-from app.learning.recipe import Magnitude, Recipe
+from app.learning.recipe import FullReplay, Magnitude, Recipe
 from app.learning.rows import Rows
 from app.learning.schedules import density_at, kept_at
 from espalier.formats import checkpoint
@@ -137,8 +138,8 @@ def test_a_cycle_of_one_optimizer_step_is_scored_before_it() -> None:
 
 
 def test_a_mask_that_is_not_the_planned_one_fails_the_cycle(monkeypatch: pytest.MonkeyPatch) -> None:
-    rank_running = cycle.rank_running
-    monkeypatch.setattr(cycle, "rank_running", lambda *a: rank_running(*a[:-1], a[-1] - 1))
+    rank_running = module.rank_running
+    monkeypatch.setattr(module, "rank_running", lambda *a: rank_running(*a[:-1], a[-1] - 1))
     with pytest.raises(InvariantBroken, match="weights are kept where"):
         run(second_cycle(gradual()))
 
@@ -293,6 +294,65 @@ def test_statistics_come_from_training_rows_of_the_first_megabatch_and_freeze() 
     np.testing.assert_array_equal(after.normalisation.mean, result.normalisation.mean)
 
 
+RUNNING = replace(spec_of(clusters(1)), normalisation=Normalisation("running"))
+
+
+def trainable(share: float, *examples: Examples) -> np.ndarray:
+    return np.concatenate([e.x[~is_validation(e.ids, share)] for e in examples]).astype(np.float64)
+
+
+@pytest.mark.parametrize("replay", ["full", "none"])
+def test_running_statistics_are_those_of_all_training_rows_so_far(replay: str) -> None:
+    recipe = small_recipe(replay={"name": replay})
+    given = first_cycle(recipe, clusters(1), input=RUNNING)
+    stream, result = [clusters(1)], run(given)
+    for number in (2, 3):
+        moved = replace(clusters(number, 90), x=clusters(number, 90).x * 3 + 50 * number)
+        stream.append(moved)
+        given = next_cycle(given, result, moved)
+        result = run(given)
+        everything = trainable(recipe.validation_share, *stream)
+        assert result.normalisation is not None and result.history.moments is not None
+        assert result.history.moments.count == len(everything)
+        np.testing.assert_allclose(result.normalisation.mean, everything.mean(axis=0), rtol=2e-7)
+        np.testing.assert_allclose(result.normalisation.std, everything.std(axis=0), rtol=2e-7)
+
+
+def test_a_cycle_from_an_older_version_goes_on_from_its_statistics() -> None:
+    """What a rollback does: the statistics of the version left behind leave no trace."""
+    recipe = small_recipe()
+    first = first_cycle(recipe, clusters(1), input=RUNNING)
+    one = run(first)
+    left = run(next_cycle(first, one, replace(clusters(2), x=clusters(2).x + 1000)))
+    result = run(next_cycle(first, one, clusters(3)))
+    everything = trainable(recipe.validation_share, clusters(1), clusters(3))
+    assert left.normalisation is not None and result.normalisation is not None
+    assert left.normalisation.mean.min() > result.normalisation.mean.max()
+    np.testing.assert_allclose(result.normalisation.mean, everything.mean(axis=0), rtol=1e-5, atol=1e-7)
+
+
+def test_running_statistics_go_on_where_classes_come_late() -> None:
+    recipe = small_recipe()
+    early = clusters(1)
+    known = early.y < 2
+    early = Examples(1, early.x[known], early.y[known], early.ids[known])
+    given = first_cycle(recipe, early, input=replace(RUNNING, classes=("a", "b")))
+    result = run(given)
+    parent = replace(parent_of(result), classes=2)
+    after = run(next_cycle(given, result, clusters(2), parent=parent, input=replace(RUNNING, classes=("a", "b", "c"))))
+    everything = trainable(recipe.validation_share, early, clusters(2))
+    assert after.normalisation is not None
+    np.testing.assert_allclose(after.normalisation.mean, everything.mean(axis=0), rtol=1e-5, atol=1e-7)
+
+
+def test_a_megabatch_without_training_rows_leaves_running_statistics_as_they_are() -> None:
+    given = first_cycle(small_recipe(), clusters(1), input=RUNNING)
+    result = run(given)
+    held = is_validation(clusters(2).ids, 0.34)
+    late = Examples(2, clusters(2).x[held], clusters(2).y[held], clusters(2).ids[held])
+    assert run(next_cycle(given, result, late)).history.moments == result.history.moments
+
+
 def test_no_replay_trains_on_the_new_ones_alone() -> None:
     recipe = small_recipe(replay={"name": "none"})
     result = run(second_cycle(recipe))
@@ -413,7 +473,15 @@ CYCLES: dict[str, Callable[[], CycleInput]] = {
     ),
     "iterated snip at the start": lambda: second_cycle(small_recipe(criterion={"name": "snip", "iterations": 3})),
     "dense": lambda: second_cycle(small_recipe(schedule={"name": "constant"})),
+    "running statistics": lambda: second_cycle(small_recipe(), input=RUNNING),
+    "by blocks": lambda: second_cycle(gradual(epochs=3, reading=BLOCKS)),
+    "by blocks, a share of new examples": lambda: second_cycle(
+        gradual(epochs=3, reading=BLOCKS).model_copy(update={"replay": FullReplay(new_share=0.7)})
+    ),
 }
+
+BLOCKS = {"name": "blocks", "block_bytes": 96, "pool_bytes": 480}
+"""Of 3 and 15 of the examples that ``clusters`` makes."""
 
 
 class Saboteur:
@@ -438,6 +506,21 @@ def test_killed_at_any_call_and_resumed_gives_the_same_bits(name: str) -> None:
     whole = run(given, count)
     assert count.phases == sorted(count.phases, key=list(Phase).index) and set(count.phases) == set(Phase)
     for n in range(count.calls):
+        killed = Saboteur(n)
+        with pytest.raises(Killed):
+            run(given, killed)
+        assert same_result(run(given, snapshot=killed.snapshot), whole), f"call {n}, {killed.phases[-1]}"
+
+
+@pytest.mark.parametrize("name", ["by blocks, a share of new examples", "mlp, sgd, best epoch"])
+def test_killed_while_examples_are_read_ahead_gives_the_same_bits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is held in memory, and a span is two minibatches long."""
+    whole = run(CYCLES[name]())
+    monkeypatch.setattr(rows, "HELD_BYTES", 0)
+    monkeypatch.setattr(reading, "SPAN_BYTES", 16 * 32)
+    given, count = CYCLES[name](), Saboteur()
+    assert same_result(run(given, count), whole)
+    for n in range(0, count.calls, 3):
         killed = Saboteur(n)
         with pytest.raises(Killed):
             run(given, killed)

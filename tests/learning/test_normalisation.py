@@ -6,7 +6,15 @@ import torch
 
 from app.domain import InputSpec, Normalisation
 from app.errors import InvalidInputSpec
-from app.learning.normalisation import NormalisationState, Preparation, fixed_state, initial_state, network_shape
+from app.learning.normalisation import (
+    NormalisationState,
+    Preparation,
+    fixed_state,
+    initial_state,
+    is_running,
+    moments_of,
+    network_shape,
+)
 from app.learning.recipe import Cnn, Mlp
 from espalier.formats.checkpoint import Checkpoint
 from tests.learning.cases import CPU, clusters, images, spec_of
@@ -98,3 +106,27 @@ def test_the_layout_is_what_the_network_is_built_for(
     x = torch.arange(2 * np.prod(shape), dtype=torch.float32).reshape(2, *shape).numpy()
     assert network_shape(shape, Mlp()) == flat == Preparation(spec, None, Mlp(), CPU)(x).shape[1:]
     assert network_shape(shape, Cnn()) == layered == Preparation(spec, None, Cnn(), CPU)(x).shape[1:]
+
+
+def test_running_starts_as_the_first_megabatch_does() -> None:
+    x = clusters(1).x
+    running, frozen = state_for(spec_of(clusters(1), name="running"), x), state_for(spec_of(clusters(1)), x)
+    assert running is not None and frozen is not None and is_running(spec_of(clusters(1), name="running"))
+    np.testing.assert_array_equal(running.mean, frozen.mean)
+    np.testing.assert_array_equal(running.std, frozen.std)
+
+
+def test_moments_are_of_what_follows_the_signed_log() -> None:
+    spec, x = spec_of(clusters(1), name="running", signed_log=True), clusters(1).x
+    moments = moments_of(spec, lambda: [x[:20], x[20:]])
+    logs = (np.sign(x) * np.log1p(np.abs(x))).astype(np.float64)
+    assert moments.count == len(x)
+    np.testing.assert_allclose(moments.mean, logs.mean(axis=0), rtol=1e-9)
+    np.testing.assert_allclose(moments.std, logs.std(axis=0), rtol=1e-9)
+
+
+def test_moments_of_images_are_per_channel() -> None:
+    x = images(1, channels=3).x
+    moments = moments_of(spec_of(images(1, channels=3), name="running"), lambda: [x])
+    assert moments.count == x[..., 0].size
+    np.testing.assert_allclose(moments.std, x.astype(np.float64).std(axis=(0, 1, 2)), rtol=1e-12)

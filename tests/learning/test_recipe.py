@@ -12,6 +12,7 @@ from app.learning.recipe import (
     PRESETS,
     App,
     AtStart,
+    ExactReading,
     FullReplay,
     Global,
     Multistep,
@@ -66,6 +67,7 @@ def test_app_paper_is_the_paper_to_the_letter() -> None:
     assert recipe.training == Training(
         epochs=50, least_steps=0, minibatch=64, learning_rate=0.1, rate=Multistep(milestones=(0.4, 0.8), factor=0.1),
         optimizer=Sgd(momentum=0.9, weight_decay=1e-4), label_smoothing=0, select="best-epoch",
+        reading=ExactReading(),
     )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from app.learning.recipe import (
     Reservoir,
 )
 from app.learning.replay import POLICIES as REGISTERED
-from app.learning.replay import Candidates, composition, coresets, epoch_order, pool
+from app.learning.replay import Candidates, composition, coresets, pool
 from espalier.formats.canonical import exact
 from espalier.formats.megabatch import example_ids, is_validation
 from tests.learning.candidates import candidates_of, choose
@@ -151,40 +151,6 @@ def test_the_pool_is_the_buffer_and_the_whole_of_new_and_pinned_ones() -> None:
     assert {number: rows.tolist() for number, rows in found.items()} == {
         1: [True, False, True], 2: [True] * 3, 5: [True] * 2, 6: [True] * 4,
     }  # fmt: skip
-
-
-def test_an_epoch_shows_every_row_once() -> None:
-    new = np.arange(50) >= 40
-    order = epoch_order(new, None, 3)
-    assert sorted(order.tolist()) == list(range(50)) and order.tolist() != list(range(50))
-    assert torch.equal(order, epoch_order(new, None, 3)) and not torch.equal(order, epoch_order(new, None, 4))
-
-
-@pytest.mark.parametrize(("share", "fresh"), [(0.001, 1), (0.1, 5), (0.2, 10), (0.5, 25), (0.9, 45), (0.999, 49)])
-def test_a_share_of_new_rows_is_met_by_repeating_and_leaving_out(share: float, fresh: int) -> None:
-    new = np.arange(50) >= 40
-    shown = epoch_order(new, share, 3)
-    assert len(shown) == 50 and int(new[shown].sum()) == fresh
-    times = np.bincount(shown, minlength=50)
-    for kind in (new, ~new):
-        assert times[kind].max() - times[kind].min() <= 1, "repeated, or left out, evenly"
-    assert not torch.equal(shown, epoch_order(new, share, 4))
-
-
-def test_repeated_rows_are_mixed_with_the_others() -> None:
-    shown = epoch_order(np.arange(1000) >= 990, 0.5, 3)
-    first = (shown[:500] >= 990).sum()
-    assert 200 < first < 300
-
-
-@pytest.mark.parametrize("new", [[], [True], [True] * 9, [False] * 9], ids=str)
-def test_a_share_needs_both_kinds(new: list[bool]) -> None:
-    assert sorted(epoch_order(np.array(new, bool), 0.25, 3).tolist()) == list(range(len(new)))
-
-
-def test_two_rows_of_both_kinds() -> None:
-    for share in (0.01, 0.5, 0.99):
-        assert sorted(epoch_order(np.array([True, False]), share, 3).tolist()) == [0, 1]
 
 
 # -- what a buffer is made of ------------------------------------------------------------------------------------------

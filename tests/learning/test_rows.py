@@ -50,6 +50,25 @@ def test_held_and_gathered_rows_are_the_same(tmp_path: Path) -> None:
         assert torch.equal(whole[0], part[0]) and torch.equal(whole[1], part[1])
 
 
+@pytest.mark.parametrize("hold", [True, False])
+def test_minibatches_are_what_gather_gives(tmp_path: Path, hold: bool) -> None:
+    rows = rows_of(*[mapped(clusters(number, 50), tmp_path) for number in (1, 2, 3)], hold=hold)
+    order = torch.randperm(150, generator=torch.Generator().manual_seed(0))
+    parts = [order[start : start + 16] for start in range(0, 150, 16)]
+    for (x, y), part in zip(rows.minibatches(parts), parts, strict=True):
+        expected = rows.gather(part)
+        assert torch.equal(x, expected[0]) and torch.equal(y, expected[1])
+
+
+def test_what_is_not_held_says_where_it_lies() -> None:
+    a, b = clusters(1, 5), clusters(2, 4)
+    rows = rows_of(a, b, chosen=[np.array([1, 0, 0, 1, 1], bool), np.array([0, 1, 0, 1], bool)], hold=False)
+    assert rows.source.tolist() == [0, 0, 0, 1, 1] and rows.row.tolist() == [0, 3, 4, 1, 3]
+    assert rows.bounds.tolist() == [[0, 3], [3, 5]] and rows.row_bytes == 32
+    found = rows.by_megabatch(np.array([0, 1, 0, 0, 0], bool), [7, 9])
+    assert {number: kept.tolist() for number, kept in found.items()} == {7: [False, False, False, True, False]}
+
+
 def test_chunks_are_bounded_and_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHUNK_BYTES", 1)
     rows = rows_of(clusters(1, 200), hold=False)

@@ -1,4 +1,4 @@
-"""How the network is retrained: optimizer, learning rate, regularisation, which weights are published.
+"""How the network is retrained: the order of examples, optimizer, learning rate, regularisation, what is published.
 
 Knows: names and bounds. Must never know: torch.
 """
@@ -117,6 +117,40 @@ class Augmentation(Options):
     )
 
 
+class ExactReading(Options):
+    """Every epoch in an order that is uniform among all orders: each example is read from wherever it lies.
+
+    From a buffer that outgrows memory this reads two to four times what it uses, at a small part of the disk's speed.
+    """
+
+    name: Literal["exact"] = "exact"
+
+
+class BlockReading(Options):
+    """Every epoch by blocks of examples that lie side by side, each read once, at the disk's sequential speed.
+
+    Blocks come in random order; several of them form a pool, whose examples come in random order. Every example is
+    shown exactly once an epoch. Examples that fit into one pool come in the same order as with `exact`.
+    """
+
+    name: Literal["blocks"] = "blocks"
+    block_bytes: Annotated[int, Field(ge=1, le=2**30)] = Field(
+        256 * 2**10, description="Bytes of a block, as stored; one example at least."
+    )
+    pool_bytes: Annotated[int, Field(ge=1, le=2**32)] = Field(
+        32 * 2**20, description="Bytes of examples, as stored, that are shuffled together; one block at least."
+    )
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Self:
+        if self.block_bytes > self.pool_bytes:
+            raise ValueError("a pool is made of blocks: raise pool_bytes, or lower block_bytes")
+        return self
+
+
+Reading = Annotated[Union[ExactReading, BlockReading], Field(discriminator="name")]
+
+
 class Training(Options):
     """How the network is retrained under its mask."""
 
@@ -127,6 +161,7 @@ class Training(Options):
         300, description="Optimizer steps that a cycle makes at least: epochs are added where examples are few."
     )
     minibatch: Annotated[int, Field(ge=1, le=65536)] = Field(64, description="Examples in a minibatch.")
+    reading: Reading = Field(BlockReading(), description="In which order an epoch shows the examples.")
     learning_rate: Annotated[float, Field(gt=0, le=10)] = Field(0.1, description="Peak learning rate.")
     rate: LearningRate = Field(Cosine(warmup=0.05), description="How the learning rate moves within a cycle.")
     optimizer: Optimizer = Field(Sgd(), description="Optimizer; its state starts anew in every cycle.")

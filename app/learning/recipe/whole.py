@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Self, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -48,6 +48,16 @@ _ESPALIER_CAP = 100_000
 """Past examples that the default recipe replays at most; below it, it replays all."""
 
 
+class CheckpointOptions(Options):
+    """What is published of the trained weights; the next cycle starts from what was published."""
+
+    values: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32",
+        description="What kept weights are rounded to once they are trained, before they are evaluated and published: "
+        "float32 leaves them as they are; bfloat16 and float16 halve the file. Rounding never prunes.",
+    )
+
+
 class Recipe(Options):
     """Every choice that changes the numbers. Immutable per revision; its digest stands in every version."""
 
@@ -71,6 +81,7 @@ class Recipe(Options):
         description="Rules before promotion.",
     )
     trigger: Trigger = Field(EveryMegabatches(), description="When a cycle starts.")
+    checkpoint: CheckpointOptions = Field(CheckpointOptions(), description="What is published of the trained weights.")
 
     @model_validator(mode="after")
     def _workable(self) -> Self:
@@ -225,6 +236,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "training": {
             "epochs": 50,
             "least_steps": 0,
+            "reading": {"name": "exact"},
             "rate": {"name": "multistep"},
             "optimizer": {"weight_decay": 1e-4},
             "label_smoothing": 0.0,

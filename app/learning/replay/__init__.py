@@ -3,6 +3,7 @@
 A cycle trains on the parent's buffer, and on the whole of new and pinned megabatches (``buffer``). At its end a policy
 chooses what of this stays for the next cycle: by numbers of megabatches, labels, random keys and losses
 (``policies``), or by features (``coresets``). Pinned megabatches are no candidates: they come back whole each time.
+``order`` says in which order an epoch shows what is trained on.
 
 Knows: numbers of megabatches, rows, labels, features, losses. Must never know: how examples are stored.
 
@@ -15,7 +16,8 @@ Laws:
 from __future__ import annotations
 
 from app.learning.replay import coresets
-from app.learning.replay.buffer import Buffer, composition, epoch_order, pool
+from app.learning.replay.buffer import Buffer, composition, pool
+from app.learning.replay.order import epoch_order
 from app.learning.replay.policies import POLICIES, Candidates, ReplayPolicy
 
 __all__ = ["POLICIES", "Buffer", "Candidates", "ReplayPolicy", "composition", "coresets", "epoch_order", "pool"]

@@ -1,4 +1,4 @@
-"""The replay buffer: what a cycle trains on, in which order an epoch shows it, and what the buffer is made of.
+"""The replay buffer: what a cycle trains on, and what the buffer is made of.
 
 Knows: numbers of megabatches, rows, labels. Must never know: how a policy chooses.
 """
@@ -10,11 +10,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from app.learning.recipe import Replay
-from app.learning.seeds import permutation
 
 Buffer = Mapping[int, npt.NDArray[np.bool_]]
 """Rows of megabatches that are replayed, by the megabatch's number: (n,) bool."""
@@ -36,28 +33,6 @@ def pool(
     """
     whole = {number: np.ones(sizes[number], dtype=np.bool_) for number in {*pinned, *new} if number in sizes}
     return {number: rows for number, rows in before.items() if rows.any() and number in sizes} | whole
-
-
-def epoch_order(new: npt.NDArray[np.bool_], share: float | None, seed: int) -> Tensor:
-    """Positions in the order in which an epoch shows them: (n,) int64, n = len(new).
-
-    Args:
-        new: which rows belong to new megabatches.
-        share: of new rows among those shown, the rest being replayed ones, each kind repeated or left out at random to
-            fit: two rows of a kind are shown equally often, or one of them once more. None shows every row once.
-        seed: of the epoch.
-    """
-    order = permutation(len(new), seed)
-    if share is None or new.all() or not new.any():
-        return order
-    fresh = torch.from_numpy(new)[order]
-    wanted = max(1, min(len(new) - 1, round(share * len(new))))
-    shown = torch.cat([_cycled(order[fresh], wanted), _cycled(order[~fresh], len(new) - wanted)])
-    return shown[permutation(len(new), seed ^ 1)]
-
-
-def _cycled(positions: Tensor, count: int) -> Tensor:
-    return positions.repeat(-(-count // len(positions)))[:count]
 
 
 def composition(
