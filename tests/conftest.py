@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from app.store.blobs import Blobs
 from app.store.database import Store
 from app.store.migrate import migrate
+from tests.s3 import S3
 
 KEPT = {"ESPALIER_TEST_DATABASE_URL"}
 
@@ -37,7 +38,7 @@ def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterat
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'espalier.db'}"
         return
-    with _postgresql_database() as url:
+    with postgresql_database() as url:
         yield url
 
 
@@ -49,7 +50,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path, migrated: dict[
         shutil.copyfile(template, tmp_path / "espalier.db")
         yield f"sqlite:///{tmp_path / 'espalier.db'}"
         return
-    with _postgresql_database(template) as url:
+    with postgresql_database(template) as url:
         yield url
 
 
@@ -61,7 +62,7 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str
     if SERVER is None:
         yield {"sqlite": str(file)}
         return
-    with _postgresql_database() as url:
+    with postgresql_database() as url:
         migrate(url)
         yield {"sqlite": str(file), "postgresql": str(sa.make_url(url).database)}
 
@@ -78,8 +79,23 @@ def store(database_url: str, blobs: Blobs) -> Iterator[Store]:
     store.dispose()
 
 
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3]:
+    server = S3()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
+    """An S3 that clients of this process, and of its children, find by their environment."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return s3_server
+
+
 @contextmanager
-def _postgresql_database(template: str | None = None) -> Iterator[str]:
+def postgresql_database(template: str | None = None) -> Iterator[str]:
     name = f"espalier_test_{uuid.uuid4().hex}"
     with _server().connect() as connection:
         connection.exec_driver_sql(f"CREATE DATABASE {name}" + (f" TEMPLATE {template}" if template else ""))

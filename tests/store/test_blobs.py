@@ -1,4 +1,4 @@
-"""Blobs: whole or not there, verified, and never swept from under a row."""
+"""Blobs: whole or not there, verified, and never swept from under a row; on a disk as in a bucket."""
 
 from __future__ import annotations
 
@@ -6,45 +6,90 @@ import errno
 import hashlib
 import os
 import threading
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
 from app.errors import CorruptBlob, MissingBlob, StorageFull, UploadTooLarge
-from app.store.blobs import Blobs
+from app.store.blobs import Blobs, open_blobs
 from tests.builders import digest_of
+from tests.s3 import S3
 
 NONE = "sha256:" + "0" * 64
+GRACE = 100
+
+
+@dataclass
+class Place:
+    """Where blobs lie, and how to harm them there."""
+
+    folder: Path
+    server: S3 | None = None
+    bucket: str = ""
+
+    def open(self) -> Blobs:
+        url = f"s3://{self.bucket}/some/prefix" if self.server else ""
+        return open_blobs(url, self.folder, cache_bytes=2**30, grace_seconds=GRACE)
+
+    def age(self, digest: str, seconds: float) -> None:
+        if self.server:
+            self.server.age(self.bucket, digest[9:], seconds)
+            return
+        path = self._file(digest)
+        past = path.stat().st_mtime - seconds
+        os.utime(path, (past, past))
+
+    def corrupt(self, digest: str) -> None:
+        if self.server:
+            for name, key in self.server.keys(self.bucket).items():
+                if digest[9:] in name:
+                    key.value = bytes([key.value[0] ^ 1]) + key.value[1:]
+            (self.folder / "cache" / digest[7:9] / digest[9:]).unlink(missing_ok=True)
+            return
+        path = self._file(digest)
+        path.chmod(0o644)
+        data = bytearray(path.read_bytes())
+        data[0] ^= 1
+        path.write_bytes(data)
+
+    def _file(self, digest: str) -> Path:
+        return self.folder / "sha256" / digest[7:9] / digest[9:]
+
+
+@pytest.fixture
+def place(request, tmp_path) -> Place:
+    if getattr(request, "param", "disk") == "disk":
+        return Place(tmp_path / "data")
+    server: S3 = request.getfixturevalue("s3")
+    return Place(tmp_path / "data", server, server.new_bucket())
+
+
+@pytest.fixture
+def blobs(place) -> Blobs:
+    return place.open()
+
+
+everywhere = pytest.mark.parametrize("place", ["disk", "s3"], indirect=True)
 
 
 def _staged(blobs):
     return sorted(path.name for path in (blobs.root / "staging").iterdir())
 
 
-def _corrupt(blobs, digest):
-    path = blobs.path(digest)
-    path.chmod(0o644)
-    data = bytearray(path.read_bytes())
-    data[0] ^= 1
-    path.write_bytes(data)
-
-
-def _age(blobs, digest, seconds):
-    past = datetime.now(UTC).timestamp() - seconds
-    os.utime(blobs.path(digest), (past, past))
-
-
 def _nobody(_digests):
     return set()
 
 
-def _sweep(blobs, referenced=_nobody, older=100):
+def _sweep(blobs, referenced=_nobody, older=GRACE):
     return blobs.sweep(referenced, older, datetime.now(UTC))
 
 
 # -- in and out --------------------------------------------------------------------------------------------------------
 
 
+@everywhere
 @pytest.mark.parametrize("data", [b"", b"a", os.urandom(3_000_000)])
 def test_bytes_come_back(blobs, data):
     digest = blobs.put(data)
@@ -56,6 +101,7 @@ def test_bytes_come_back(blobs, data):
     assert _staged(blobs) == []
 
 
+@everywhere
 def test_a_file_is_kept(blobs):
     with blobs.workspace() as work:
         (work / "x.npy").write_bytes(b"array")
@@ -66,10 +112,12 @@ def test_a_file_is_kept(blobs):
     assert _staged(blobs) == []
 
 
-def test_another_process_sees_the_same(blobs):
-    assert Blobs(blobs.root).read(blobs.put(b"shared")) == b"shared"
+@everywhere
+def test_another_process_sees_the_same(blobs, place):
+    assert place.open().read(blobs.put(b"shared")) == b"shared"
 
 
+@everywhere
 @pytest.mark.parametrize(
     "digest", [NONE, "", "sha256:", "../../etc/passwd", "sha256:" + "A" * 64, NONE + "\n", "md5:0"]
 )
@@ -81,16 +129,18 @@ def test_what_is_not_there_is_missing(blobs, digest):
     assert not blobs.touch(digest)
 
 
-def test_rot_is_named_and_healed_by_the_same_bytes(blobs):
+@everywhere
+def test_rot_is_named_and_healed_by_the_same_bytes(blobs, place):
     digest = blobs.put(b"precious")
-    _corrupt(blobs, digest)
-    for ask in (blobs.read, blobs.verify):
+    place.corrupt(digest)
+    for ask in (blobs.read, blobs.verify, blobs.verified):
         with pytest.raises(CorruptBlob, match=digest):
             ask(digest)
     blobs.put(b"precious")
     assert blobs.read(digest) == b"precious"
 
 
+@everywhere
 def test_blobs_are_read_only(blobs):
     assert blobs.path(blobs.put(b"x")).stat().st_mode & 0o777 == 0o444
 
@@ -98,6 +148,7 @@ def test_blobs_are_read_only(blobs):
 # -- receiving ---------------------------------------------------------------------------------------------------------
 
 
+@everywhere
 def test_an_upload_is_hashed_as_it_comes(blobs):
     with blobs.receiver(10) as receiver:
         receiver.write(b"hello")
@@ -111,6 +162,7 @@ def test_an_upload_is_hashed_as_it_comes(blobs):
     assert _staged(blobs) == []
 
 
+@everywhere
 def test_an_upload_past_the_limit_is_refused_and_leaves_nothing(blobs):
     with blobs.receiver(10) as receiver:
         receiver.write(b"x" * 10)
@@ -120,6 +172,7 @@ def test_an_upload_past_the_limit_is_refused_and_leaves_nothing(blobs):
     assert _staged(blobs) == []
 
 
+@everywhere
 @pytest.mark.parametrize("finish", [False, True])
 def test_what_was_not_kept_goes(blobs, finish):
     with blobs.receiver(10) as receiver:
@@ -129,6 +182,7 @@ def test_what_was_not_kept_goes(blobs, finish):
     assert _staged(blobs) == []
 
 
+@everywhere
 def test_an_error_leaves_nothing_in_staging(blobs):
     def fail():
         with blobs.receiver(10) as receiver, blobs.workspace() as work:
@@ -151,6 +205,7 @@ class _Crash(Exception):
     """The process ends here: nothing that comes after it happens."""
 
 
+@everywhere
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_storage_full_and_recovers(blobs, monkeypatch, number):
     def full(_descriptor):
@@ -242,11 +297,12 @@ def test_a_crash_anywhere_shows_all_or_nothing(blobs, monkeypatch):
 # -- sweep -------------------------------------------------------------------------------------------------------------
 
 
-def test_the_sweep_takes_what_is_old_and_unnamed(blobs):
+@everywhere
+def test_the_sweep_takes_what_is_old_and_unnamed(blobs, place):
     old, named, young = blobs.put(b"old"), blobs.put(b"named"), blobs.put(b"young")
     for digest in (old, named):
-        _age(blobs, digest, 101)
-    _age(blobs, young, 99)
+        place.age(digest, GRACE + 2)
+    place.age(young, GRACE - 30)
     asked: list[str] = []
 
     def referenced(digests):
@@ -259,11 +315,13 @@ def test_the_sweep_takes_what_is_old_and_unnamed(blobs):
     assert _sweep(blobs, referenced) == []
 
 
-def test_the_sweep_asks_in_parts(blobs, monkeypatch):
-    monkeypatch.setattr("app.store.blobs._SWEEP_BATCH", 2)
+@everywhere
+def test_the_sweep_asks_in_parts(blobs, place, monkeypatch):
+    for module in ("disk", "bucket"):
+        monkeypatch.setattr(f"app.store.blobs.{module}.SWEEP_BATCH", 2)
     digests = {blobs.put(str(n).encode()) for n in range(5)}
     for digest in digests:
-        _age(blobs, digest, 200)
+        place.age(digest, 200)
     sizes: list[int] = []
 
     def referenced(asked):
@@ -274,6 +332,7 @@ def test_the_sweep_asks_in_parts(blobs, monkeypatch):
     assert sizes == [2, 2, 1]
 
 
+@everywhere
 def test_leftovers_in_staging_go_by_age(blobs):
     staging = blobs.root / "staging"
     (staging / "file").write_bytes(b"x")
@@ -288,10 +347,11 @@ def test_leftovers_in_staging_go_by_age(blobs):
     assert _staged(blobs) == ["busy"]
 
 
+@everywhere
 @pytest.mark.parametrize("again", ["put", "touch"])
-def test_bytes_kept_again_while_the_sweep_asks_are_safe(blobs, again):
+def test_bytes_kept_again_while_the_sweep_asks_are_safe(blobs, place, again):
     digest = blobs.put(b"kept again")
-    _age(blobs, digest, 1000)
+    place.age(digest, 1000)
 
     def referenced(_digests):
         """The race: the row is not committed yet, but its bytes were kept a moment ago."""
@@ -305,21 +365,21 @@ def test_bytes_kept_again_while_the_sweep_asks_are_safe(blobs, again):
     assert blobs.read(digest) == b"kept again"
 
 
-def test_keeping_and_sweeping_at_once_never_loses_a_kept_blob(blobs):
+@everywhere
+def test_keeping_and_sweeping_at_once_never_loses_a_kept_blob(blobs, place):
     stop = threading.Event()
-    future = datetime.now(UTC) + timedelta(seconds=1)
     swept: list[str] = []
 
     def sweep():
         while not stop.is_set():
-            swept.extend(blobs.sweep(_nobody, 1, future))
+            swept.extend(blobs.sweep(_nobody, GRACE, datetime.now(UTC)))
 
     sweeper = threading.Thread(target=sweep)
     sweeper.start()
     try:
         for n in range(100):
             digest = blobs.put(str(n % 7).encode())
-            _age(blobs, digest, 1000)  # what it would be, had it been kept long ago
+            place.age(digest, 1000)  # what it would be, had it been kept long ago
             blobs.put(str(n % 7).encode())
             assert blobs.has(digest)
     finally:
@@ -328,6 +388,7 @@ def test_keeping_and_sweeping_at_once_never_loses_a_kept_blob(blobs):
     assert swept, "the sweep never met an old blob"
 
 
+@everywhere
 def test_discard_is_quiet_about_what_is_gone(blobs):
     digest = blobs.put(b"snapshot")
     blobs.discard(digest)
@@ -335,6 +396,7 @@ def test_discard_is_quiet_about_what_is_gone(blobs):
     assert not blobs.has(digest)
 
 
+@everywhere
 def test_unknown_digests_are_no_paths(blobs):
     with pytest.raises(MissingBlob, match="no digest"):
         blobs.discard("sha256:../x")
