@@ -1,8 +1,8 @@
-"""A zip archive of a few members, read strictly.
+"""A zip archive, read strictly.
 
-Knows: the zip format (PKWARE APPNOTE 6.3.10) as far as npz files use it: stored and deflated members, zip64. Must never
-know: what the members hold. The standard library's reader repairs and tolerates, and before Python 3.11.8 it accepts
-overlapping members (CVE-2024-0450).
+Knows: the zip format (PKWARE APPNOTE 6.3.10) as far as npz files and folders of images use it: stored and deflated
+members, zip64. Must never know: what the members hold. The standard library's reader repairs and tolerates, and before
+Python 3.11.8 it accepts overlapping members (CVE-2024-0450).
 
 Laws:
     * Nothing is allocated by what an archive claims: the directory and every piece that is read are bounded first.
@@ -36,9 +36,10 @@ _ZIP64_FIELD = 1
 _PIECE = 1 << 16
 
 MOST_MEMBERS = 16
-"""Members that are looked at, so that an error can name the ones that do not belong."""
+"""Members of an npz that are looked at, so that an error can name the ones that do not belong."""
 
-_LONGEST_DIRECTORY = 1 << 20
+_DIRECTORY, _DIRECTORY_ENTRY = 1 << 20, 256
+"""How long a directory may be, in bytes: at all, and for each member that there may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,25 +67,53 @@ class _Entry:
     mode: int
     offset: int
 
+    @property
+    def text(self) -> str:
+        """The name as text."""
+        return text_of(self.name)
 
-def read_directory(file: BinaryIO) -> tuple[Member, ...]:
+    @property
+    def folder(self) -> bool:
+        """Whether it stands for a folder."""
+        return self.name.endswith(b"/") or stat.S_ISDIR(self.mode)
+
+
+def read_directory(file: BinaryIO, most: int = MOST_MEMBERS, *, folders: bool = False) -> tuple[Member, ...]:
     """The members of an archive, in the order of the directory.
+
+    Args:
+        file: the archive, open for reading.
+        most: how many members there may be.
+        folders: whether members may be folders. They hold nothing, and are left out of the answer.
 
     Raises:
         InvalidMegabatch: ``truncated``, ``corrupt``, ``too-many-members``, ``duplicate-member``, ``unsafe-member``,
             ``overlapping-members``, ``encrypted`` or ``compression``.
     """
     start, length, count = _find_directory(file)
-    if count > MOST_MEMBERS or length > _LONGEST_DIRECTORY:
-        _refuse("too-many-members", f"the npz has {count} members: send exactly x and y")
+    if count > most or length > _DIRECTORY + most * _DIRECTORY_ENTRY:
+        _refuse("too-many-members", f"the zip has {count} members, and {most} at most are read: send fewer at a time")
     file.seek(start)
     entries = _read_entries(file.read(length), count)
     for entry in entries:
-        _check(entry)
+        _check(entry, folders)
     _check_unique(entries)
     members = [_locate(file, entry, start) for entry in entries]
     _check_apart(entries, members)
-    return tuple(members)
+    return tuple(member for entry, member in zip(entries, members, strict=True) if not entry.folder)
+
+
+def text_of(name: bytes) -> str:
+    """A member's name as text: UTF-8, or else zip's old code page, in which every byte is a character."""
+    try:
+        return name.decode("utf-8")
+    except UnicodeDecodeError:
+        return name.decode("cp437")
+
+
+def is_unsafe(name: bytes) -> bool:
+    """Whether a member's name is no plain path: absolute, with ``..``, a backslash, a drive or a control character."""
+    return name[:1] == b"/" or b".." in name.split(b"/") or any(byte < 32 or byte in b"\\:\x7f" for byte in name)
 
 
 class Reader:
@@ -160,16 +189,25 @@ def _find_directory(file: BinaryIO) -> tuple[int, int, int]:
     tail = file.read()
     at = tail.rfind(b"PK\x05\x06")
     if at < 0 or len(tail) - at < _END.size:
-        _refuse("truncated", "the npz has no end: it was cut off on its way; send it again")
+        _refuse("truncated", "the zip has no end: it was cut off on its way; send it again")
     _, disk, first_disk, _, count, length, start, comment = _END.unpack_from(tail, at)
     end = base + at
     if end + _END.size + comment != size or disk or first_disk:
-        _refuse("corrupt", "the npz does not end where its directory says: write it again with np.savez")
+        _refuse("corrupt", "the zip does not end where its directory says: write it again")
     if count == _FULL16 or length == _FULL32 or start == _FULL32:
-        start, length, count, end = _find_directory64(file, end)
+        if _has_locator64(file, end):
+            start, length, count, end = _find_directory64(file, end)
+        elif count * _ENTRY.size > length:
+            _refuse("corrupt", "the zip's zip64 end is missing: write it again")
     if start + length != end:
-        _refuse("corrupt", "the npz's directory is not where its end says: write it again with np.savez")
+        _refuse("corrupt", "the zip's directory is not where its end says: write it again")
     return start, length, count
+
+
+def _has_locator64(file: BinaryIO, end: int) -> bool:
+    """Whether zip64 records stand before the end; without them, 65,535 members are just as many."""
+    file.seek(max(0, end - _END64_LOCATOR.size))
+    return file.read(4) == b"PK\x06\x07"
 
 
 def _find_directory64(file: BinaryIO, end: int) -> tuple[int, int, int, int]:
@@ -177,10 +215,12 @@ def _find_directory64(file: BinaryIO, end: int) -> tuple[int, int, int, int]:
     expected = end - _END64_LOCATOR.size - _END64.size
     file.seek(max(0, expected))
     records = file.read(_END64.size + _END64_LOCATOR.size)
+    if expected < 0:
+        _refuse("corrupt", "the zip's zip64 end is missing: write it again")
     signature, _, _, _, disk, first_disk, _, count, length, start = _END64.unpack_from(records)
     locator, _, offset, _ = _END64_LOCATOR.unpack_from(records, _END64.size)
     if (signature, locator, offset, disk, first_disk) != (b"PK\x06\x06", b"PK\x06\x07", expected, 0, 0):
-        _refuse("corrupt", "the npz's zip64 end is damaged: write it again with np.savez")
+        _refuse("corrupt", "the zip's zip64 end is damaged: write it again")
     return start, length, count, offset
 
 
@@ -188,7 +228,7 @@ def _read_entries(directory: bytes, count: int) -> list[_Entry]:
     entries, at = [], 0
     for _ in range(count):
         if len(directory) - at < _ENTRY.size or directory[at : at + 4] != b"PK\x01\x02":
-            _refuse("corrupt", "the npz's directory is damaged: write it again with np.savez")
+            _refuse("corrupt", "the zip's directory is damaged: write it again")
         fields = _ENTRY.unpack_from(directory, at)
         flags, method, crc, packed, size = fields[3], fields[4], *fields[7:10]
         name_length, extra_length, comment_length, _, _, attributes, offset = fields[10:]
@@ -198,7 +238,7 @@ def _read_entries(directory: bytes, count: int) -> list[_Entry]:
         size, packed, offset = _widened(extra, size, packed, offset)
         entries.append(_Entry(name, flags, method, crc, packed, size, attributes >> 16, offset))
     if at != len(directory):
-        _refuse("corrupt", "the npz's directory is not as long as its end says: write it again with np.savez")
+        _refuse("corrupt", "the zip's directory is not as long as its end says: write it again")
     return entries
 
 
@@ -214,50 +254,49 @@ def _widened(extra: bytes, *values: int) -> list[int]:
     for value in values:
         if value == _FULL32:
             if len(wide) < 8:
-                _refuse("corrupt", "a size in the npz's directory is missing: write it again with np.savez")
+                _refuse("corrupt", "a size in the zip's directory is missing: write it again")
             value, wide = int.from_bytes(wide[:8], "little"), wide[8:]
         widened.append(value)
     return widened
 
 
-def _check(entry: _Entry) -> None:
-    name = entry.name.decode("utf-8", "replace")
-    parts = entry.name.split(b"/")
-    if entry.name[:1] == b"/" or b".." in parts or any(byte < 32 or byte in b"\\:\x7f" for byte in entry.name):
-        _refuse("unsafe-member", f"the npz has a member with the path {name[:64]!r}: send exactly x and y")
-    if stat.S_IFMT(entry.mode) not in (0, stat.S_IFREG):
-        _refuse("unsafe-member", f"the member {name!r} is not a plain file but a link or folder: send exactly x and y")
+def _check(entry: _Entry, folders: bool) -> None:
+    name, kind = entry.text[:64], stat.S_IFMT(entry.mode)
+    if is_unsafe(entry.name):
+        _refuse("unsafe-member", f"the zip has a member with the path {name!r}: write it again with plain names")
+    if kind not in (0, stat.S_IFREG) and not (folders and kind == stat.S_IFDIR and entry.name.endswith(b"/")):
+        _refuse("unsafe-member", f"the member {name!r} is not a plain file but a link or folder: send files alone")
+    if folders and entry.folder and (entry.packed or entry.size):
+        _refuse("corrupt", f"the folder {name!r} holds bytes as a file does: write the zip again")
     if entry.flags & _ENCRYPTED:
-        _refuse("encrypted", f"the member {name!r} is encrypted: send the npz as np.savez writes it")
+        _refuse("encrypted", f"the member {name!r} is encrypted: write the zip again without a password")
     if entry.method not in (_STORED, _DEFLATED):
-        _refuse(
-            "compression",
-            f"the member {name!r} is packed by method {entry.method}: use np.savez or np.savez_compressed",
-        )
+        _refuse("compression", f"the member {name!r} is packed by method {entry.method}: use deflate, or store it")
     if entry.method == _STORED and entry.packed != entry.size:
-        _refuse("corrupt", f"the member {name!r} is stored with two sizes: write the npz again with np.savez")
+        _refuse("corrupt", f"the member {name!r} is stored with two sizes: write the zip again")
 
 
 def _check_unique(entries: Sequence[_Entry]) -> None:
-    names = [entry.name for entry in entries]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        _refuse("duplicate-member", f"the npz has {twice[0].decode('utf-8', 'replace')!r} twice: send x and y once")
+    seen: set[str] = set()
+    for entry in entries:
+        if entry.text in seen:
+            _refuse("duplicate-member", f"the zip has {entry.text[:64]!r} twice: send each member once")
+        seen.add(entry.text)
 
 
 def _locate(file: BinaryIO, entry: _Entry, directory: int) -> Member:
-    name = entry.name.decode("utf-8", "replace")
+    name = entry.text
     if entry.offset + _LOCAL.size > directory:
-        _refuse("corrupt", f"the member {name!r} lies outside the npz: it was damaged; send it again")
+        _refuse("corrupt", f"the member {name!r} lies outside the zip: it was damaged; send it again")
     file.seek(entry.offset)
     local = file.read(_LOCAL.size + len(entry.name))
     signature, _, flags, method, _, _, _, _, _, name_length, extra_length = _LOCAL.unpack_from(local)
     agrees = signature == b"PK\x03\x04" and name_length == len(entry.name) and local[_LOCAL.size :] == entry.name
     if not agrees or method != entry.method or (flags ^ entry.flags) & _ENCRYPTED:
-        _refuse("corrupt", f"the two headers of the member {name!r} disagree: write the npz again with np.savez")
+        _refuse("corrupt", f"the two headers of the member {name!r} disagree: write the zip again")
     start = entry.offset + _LOCAL.size + name_length + extra_length
     if start + entry.packed > directory:
-        _refuse("corrupt", f"the member {name!r} goes on past the npz's directory: it was damaged; send it again")
+        _refuse("corrupt", f"the member {name!r} goes on past the zip's directory: it was damaged; send it again")
     return Member(name, entry.method, start, entry.packed, entry.size, entry.crc)
 
 
@@ -265,7 +304,7 @@ def _check_apart(entries: Sequence[_Entry], members: Sequence[Member]) -> None:
     spans = sorted((entry.offset, member.start + member.packed) for entry, member in zip(entries, members, strict=True))
     for (_, end), (begin, _) in pairwise(spans):
         if begin < end:
-            _refuse("overlapping-members", "two members of the npz share bytes: write it again with np.savez")
+            _refuse("overlapping-members", "two members of the zip share bytes: write it again")
 
 
 def _refuse(reason: str, message: str) -> NoReturn:

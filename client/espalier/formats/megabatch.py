@@ -18,7 +18,7 @@ import io
 import math
 import zipfile
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,10 +44,23 @@ def encode(x: npt.ArrayLike, y: npt.ArrayLike) -> bytes:
         ValueError: for arrays of objects, which only pickle could carry.
     """
     packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
-        for name, array in (("x.npy", x), ("y.npy", y)):
-            _add(archive, name, _portable(np.asarray(array)))
+    encode_to(packed, x, y)
     return packed.getvalue()
+
+
+def encode_to(file: IO[bytes], x: npt.ArrayLike, y: npt.ArrayLike) -> None:
+    """Write what ``encode`` gives to a file, block by block: memory-mapped arrays are never in memory whole.
+
+    Args:
+        file: open for writing, seekable.
+        x, y: as ``encode`` takes them.
+
+    Raises:
+        ValueError: for arrays of objects, which only pickle could carry.
+    """
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in (("x.npy", x), ("y.npy", y)):
+            _add(archive, name, np.asarray(array))
 
 
 def arrays_digest(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> str:
@@ -112,14 +125,16 @@ def _add(archive: zipfile.ZipFile, name: str, array: npt.NDArray[Any]) -> None:
     if array.dtype.hasobject:
         raise ValueError(f"{name} is an array of objects; only numbers can be uploaded: pad rows of unequal length")
     header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    descr = np.lib.format.dtype_to_descr(array.dtype.newbyteorder("<"))
+    np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": array.shape})
     entry = zipfile.ZipInfo(name, _EPOCH)
     entry.create_system = 3  # Unix; otherwise the bytes would tell on which system they were made
     entry.external_attr = 0o644 << 16
     entry.file_size = header.tell() + array.nbytes
     with archive.open(entry, "w") as member:
         member.write(header.getvalue())
-        member.write(_bytes(array))
+        for block in _blocks(array):
+            member.write(_bytes(block))
 
 
 def _bytes(array: npt.NDArray[Any]) -> memoryview:
