@@ -36,7 +36,10 @@ from app.store.blobs import Blobs
 from app.store.buffer import Buffer
 from app.store.ledger import Ledger
 from app.store.migrate import newest_revision
+from app.store.replays import Replays
+from app.store.staging import Partials
 from app.store.tables import AUDITED, EXEMPT, LOG
+from app.store.uploads import Uploads
 
 _READER = Actor("reader")
 _GUARD = "espalier_guard"
@@ -67,6 +70,8 @@ class Transaction:
         buffer: megabatches.
         ledger: models, cycles, versions, aliases.
         audit: the log.
+        uploads: resumable uploads.
+        replays: answers kept under idempotency keys.
         actor: who asks for the change.
         now: the time of everything that this transaction does.
     """
@@ -77,6 +82,8 @@ class Transaction:
         self.buffer = Buffer(connection, now)
         self.ledger = Ledger(connection, actor, now)
         self.audit = Audit(connection, actor, now)
+        self.uploads = Uploads(connection, now)
+        self.replays = Replays(connection, now)
 
 
 class Store:
@@ -84,6 +91,7 @@ class Store:
 
     Attributes:
         blobs: the bytes that rows name.
+        partials: bytes of resumable uploads.
         clock: gives the time of each transaction.
         dialect: ``sqlite`` or ``postgresql``.
     """
@@ -100,12 +108,14 @@ class Store:
             busy_seconds: how long to wait for another writer before ``StoreBusy``.
         """
         self.blobs = blobs
+        self.partials = Partials(blobs.root)
         self.clock = clock
         self._busy_seconds = busy_seconds
         self._engine = _engine(sa.make_url(url), busy_seconds)
         self.dialect = self._engine.dialect.name
         # SQLite has one writer: threads of this process queue here, in order, instead of polling for its lock.
         self._turn = threading.Lock() if self.dialect == "sqlite" else None
+        self._on_commit: list[Callable[[], None]] = []
 
     @contextmanager
     def transaction(self, actor: Actor) -> Iterator[Transaction]:
@@ -124,8 +134,18 @@ class Store:
                 raise UnauditedChange(
                     f"{changed} changed without an audit entry: call tx.audit.append in the transaction"
                 )
+            logged = tx.audit.pending
             with guard.writing_log():
                 tx.audit.write()
+        for told in self._on_commit if logged else ():
+            told()
+
+    def on_commit(self, told: Callable[[], None]) -> None:
+        """Call ``told`` after every commit of this store that wrote to the log, in the thread that committed.
+
+        The change is made by then and every lock is released; what ``told`` raises would only hide that.
+        """
+        self._on_commit.append(told)
 
     @contextmanager
     def reading(self) -> Iterator[Transaction]:

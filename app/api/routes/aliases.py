@@ -11,15 +11,19 @@ from pydantic import AfterValidator, AwareDatetime
 from app import errors
 from app.api import schemas
 from app.api.declared import NOT_MODIFIED, problems, with_headers
-from app.api.dependencies import AliasName, CursorText, Limit, ModelName, StoreDep, decode_number
-from app.api.representations import answer, strong
+from app.api.dependencies import AliasName, CursorText, Limit, ModelName, PollsDep, StoreDep, decode_number
+from app.api.representations import Representation, strong
 from app.api.strict_json import JsonRoute
 from app.service import release
 
 router = APIRouter(prefix="/v1/models/{model}/aliases/{alias}", tags=["aliases"], route_class=JsonRoute)
 
 _UNKNOWN = (errors.UnknownModel, errors.UnknownAlias)
-_HEADERS = {"ETag": "Revision of the alias, for `If-Match`.", "Cache-Control": "`no-cache`."}
+_HEADERS = {
+    "ETag": "Revision of the alias, for `If-Match`.",
+    "Cache-Control": "`no-cache`.",
+    "Preference-Applied": "The wait that was granted to `Prefer: wait`.",
+}
 
 
 def _in_utc(time: datetime) -> datetime:
@@ -41,13 +45,22 @@ _At = Annotated[
     summary="See where an alias points",
     responses={200: with_headers("The alias.", _HEADERS), 304: NOT_MODIFIED, **problems(*_UNKNOWN)},
 )
-def get_alias(name: ModelName, alias: AliasName, request: Request, store: StoreDep, at: _At = None) -> Response:
-    """The version that an alias points to, now or at a time, and the revision to send as `If-Match` to move it."""
-    if at is None:
-        body = schemas.Alias.from_domain(release.get_alias(store, name, alias))
-    else:
-        body = schemas.Alias.from_move(release.alias_at(store, name, alias, at))
-    return answer(request, body, strong(body.revision), {"Cache-Control": "no-cache"})
+def get_alias(
+    name: ModelName, alias: AliasName, request: Request, store: StoreDep, polls: PollsDep, at: _At = None
+) -> Response:
+    """The version that an alias points to, now or at a time, and the revision to send as `If-Match` to move it.
+
+    With `If-None-Match` and `Prefer: wait=30` the answer comes as soon as the alias moves.
+    """
+
+    def load() -> Representation:
+        if at is None:
+            body = schemas.Alias.from_domain(release.get_alias(store, name, alias))
+        else:
+            body = schemas.Alias.from_move(release.alias_at(store, name, alias, at))
+        return Representation.of(body, strong(body.revision), {"Cache-Control": "no-cache"})
+
+    return polls.read(request, name, load, follows=True)
 
 
 @router.get("/history", summary="List the moves of an alias", responses=problems(*_UNKNOWN, errors.InvalidCursor))

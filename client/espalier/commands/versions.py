@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
 import threading
 from datetime import datetime
 from enum import StrEnum
@@ -12,7 +14,7 @@ import typer
 
 from espalier.commands.waiting import champion_of, standing, version_line
 from espalier.console import NONE, count, plural, share, size, when
-from espalier.errors import CheckpointMismatch, DigestMismatch
+from espalier.errors import CheckpointMismatch, DigestMismatch, EspalierClientError
 from espalier.formats.canonical import sha256_digest
 from espalier.formats.checkpoint import decode, mask_digest
 from espalier.records import CHAMPION, AuditEntry, Version
@@ -156,24 +158,38 @@ def verify(
 def watch(
     session: Session,
     version: Ref,
-    directory: Annotated[
-        Path, typer.Option("--directory", "-d", file_okay=False, help="Folder to download to.")
-    ] = Path(),
-    interval: Annotated[float, typer.Option(min=0.05, help="Seconds between two looks.")] = 30.0,
+    pull: Annotated[
+        Path | None, typer.Option("--pull", "-d", file_okay=False, help="Folder to download each version to.")
+    ] = None,
+    execute: Annotated[
+        str | None,
+        typer.Option(
+            "--exec",
+            metavar="CMD",
+            help="Command to run for each version; {model}, {number} and {path} in its words are filled in. "
+            "One that fails ends the watch.",
+        ),
+    ] = None,
+    interval: Annotated[
+        float, typer.Option(min=0.05, help="Seconds between two looks, where the service does not wait by itself.")
+    ] = 30.0,
     once: Annotated[bool, typer.Option("--once", help="End after the first version.")] = False,
 ) -> None:
-    """Download the version that an alias names, and again whenever it names another one, until interrupted."""
+    """Say which version an alias names, and again whenever it names another one, until interrupted."""
+    words = _words(execute)
     stop = threading.Event()
 
     def changed(found: Version, path: Path | None) -> None:
         if session.as_json:
-            session.document({"path": str(path), "version": found}, compact=True)
+            session.document({"path": None if path is None else str(path), "version": found}, compact=True)
         else:
-            session.result(found, f"{version_line(session, found)}   -> {path}")
+            session.result(found, version_line(session, found) + ("" if path is None else f"   -> {path}"))
+        if words:
+            _execute([word.format(model=found.model, number=found.number, path=path or "") for word in words])
         if once:
             stop.set()
 
-    session.client.watch(version, changed, interval=interval, stop=stop, directory=directory)
+    session.client.watch(version, changed, interval=interval, stop=stop, directory=pull)
 
 
 def promote(
@@ -269,6 +285,31 @@ def alias_history(
     ]
     columns = ("revision", "from", "to", "moved", "by", "reason")
     session.table(moves, columns, rows, f"{name}@{alias} has never been moved")
+
+
+def _words(command: str | None) -> list[str]:
+    try:
+        words = shlex.split(command or "")
+        for word in words:
+            word.format(model="", number=0, path="")
+    except (ValueError, LookupError, AttributeError) as error:
+        message = f"{command}: {error}; {{model}}, {{number}} and {{path}} are filled in, other braces are doubled"
+        raise typer.BadParameter(message, param_hint="--exec") from error
+    return words
+
+
+def _execute(words: list[str]) -> None:
+    """Run a command to its end.
+
+    Raises:
+        EspalierClientError: it cannot be run, or ended with another status than 0.
+    """
+    try:
+        status = subprocess.run(words, check=False).returncode
+    except OSError as error:
+        raise EspalierClientError(f"cannot run {words[0]}: {error.strerror}") from error
+    if status:
+        raise EspalierClientError(f"{shlex.join(words)} ended with status {status}: the watch ends too")
 
 
 def _numbers(texts: list[str]) -> list[int]:
