@@ -18,26 +18,27 @@ import httpx
 
 @dataclass(frozen=True)
 class Service:
-    """Where it listens, and the id of the process that was started."""
+    """Where it listens, the id of the process that was started, and its data folder."""
 
     url: str
     pid: int
+    folder: Path
 
 
 @contextmanager
 def service(*options: str, **settings: str) -> Iterator[Service]:
     """Start ``espalier serve`` with options and settings, wait until it is ready, and stop it in the end."""
-    port = _free_port()
+    port = free_port()
     program = Path(sys.executable).with_name("espalier")
     with tempfile.TemporaryDirectory(prefix="espalier-benchmark-") as folder:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("ESPALIER_")}
-        environment = {**kept, **settings, "ESPALIER_DATA_DIR": folder, "ESPALIER_PORT": str(port)}
+        environment = {**kept, "ESPALIER_DATA_DIR": folder, **settings, "ESPALIER_PORT": str(port)}
         environment.setdefault("ESPALIER_LOG_LEVEL", "error")
         process = subprocess.Popen([program, "serve", *options], env=environment, cwd=folder, stdout=subprocess.DEVNULL)
         try:
             url = f"http://127.0.0.1:{port}"
             _wait_until_ready(url, process)
-            yield Service(url, process.pid)
+            yield Service(url, process.pid, Path(environment["ESPALIER_DATA_DIR"]))
         finally:
             process.terminate()
             try:
@@ -47,7 +48,7 @@ def service(*options: str, **settings: str) -> Iterator[Service]:
                 process.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

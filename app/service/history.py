@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from typing import TypeVar
 
-from app.domain import CHAMPION, AuditEntry, Digest, LogHead, Page, Version
+from app.domain import CHAMPION, AuditEntry, Digest, LogHead, Page, VersionSummary
 from app.errors import CorruptBlob, Fault, MissingBlob, UnknownAlias
+from app.store.audit import subjects_of
 from app.store.database import Store
 from espalier.formats.proof import Frontier
 
@@ -27,6 +29,14 @@ class Finding:
     kind: str
     subject: str
     detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unnamed:
+    """Blobs that are there though no row names them, and the bytes that they take. Nothing is wrong with them."""
+
+    blobs: int
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +88,10 @@ def version_audit(store: Store, name: str, ref: str) -> list[AuditEntry]:
     """Every entry of the cycle that made a version, and of what happened to the version since."""
     with store.reading() as tx:
         version = tx.ledger.version(name, ref)
-        entries = _walk(lambda after: tx.audit.entries(name, after, _PAGE))
-        return [entry for entry in entries if _concerns(entry, version)]
+        return tx.audit.about(name, [("cycle", version.cycle), ("version", version.number)])
 
 
-def time_line(store: Store, name: str, *, after: int | None, limit: int) -> tuple[Page[Version], int | None]:
+def time_line(store: Store, name: str, *, after: int | None, limit: int) -> tuple[Page[VersionSummary], int | None]:
     """Versions, oldest first, with the number of the present champion."""
     with store.reading() as tx:
         page = tx.ledger.time_line(name, after, limit)
@@ -108,20 +117,55 @@ def examine(store: Store) -> list[Finding]:
     """The fsck: blobs hash to their names, versions have no gaps, aliases point to whole versions, the log holds."""
     findings: list[Finding] = []
     checked: dict[Digest, str | None] = {}
-    for name in _names(store):
+    for name in model_names(store):
         findings += _examine_model(store, name, checked)
     try:
         verify_log(store)
     except Fault as fault:
         findings.append(Finding("log", "audit log", str(fault)))
-    return findings
+    findings += [Finding("cache", f"blob {digest}", why) for digest, why in store.blobs.stale()]
+    return findings + list(_examine_index(store))
+
+
+def _examine_index(store: Store) -> Iterator[Finding]:
+    """The index of the log is no evidence, so its rows are counted, not proved."""
+    through, expected = 0, 0
+    for entry in _entries(store):
+        through, expected = entry.seq, expected + len(subjects_of(entry.document))
+    with store.reading() as tx:
+        found = tx.audit.indexed(through)
+    if found != expected:
+        detail = f"its index has {found} rows for entries 1 to {through} instead of {expected}"
+        yield Finding("index", "audit log", f"{detail}: what it says about a version may be incomplete")
+
+
+def _entries(store: Store) -> Iterator[AuditEntry]:
+    after: int | None = None
+    while True:  # a transaction a page, as in ``verify_log``
+        with store.reading() as tx:
+            page = tx.audit.entries(None, after, _PAGE)
+        yield from page.items
+        if page.next is None:
+            return
+        after = int(page.next)
+
+
+def unnamed(store: Store) -> Unnamed:
+    """Dense forms, and what was left behind: swept when it is older than the grace period."""
+    blobs, taken, stored = 0, 0, store.blobs.stored()
+    while some := {blob.digest: blob.size for blob in islice(stored, _PAGE)}:
+        with store.reading() as tx:
+            left = some.keys() - tx.ledger.references(some)
+        blobs, taken = blobs + len(left), taken + sum(some[digest] for digest in left)
+    return Unnamed(blobs, taken)
 
 
 def _examine_model(store: Store, name: str, checked: dict[Digest, str | None]) -> Iterator[Finding]:
     with store.reading() as tx:
         versions = list(_walk(lambda after: tx.ledger.time_line(name, after, _PAGE)))
         megabatches = list(_walk(lambda after: tx.buffer.megabatches(name, after, _PAGE)))
-        blobs = [(f"version {v.number} of {name}", d) for v in versions for d in (v.checkpoint, v.state)]
+        whole = [version for version in versions if version.swept_at is None]
+        blobs = [(f"version {v.number} of {name}", d) for v in whole for d in (v.checkpoint, v.state)]
         blobs += [(f"megabatch {m.number} of {name}", d) for m in megabatches for d in (m.x, m.y, m.ids)]
         sets = tx.buffer.evaluation_sets(tx.ledger.model(name))
         blobs += [(f"evaluation set {e.revision} of {name}", d) for e in sets for d in (e.x, e.y, e.ids)]
@@ -136,6 +180,8 @@ def _examine_model(store: Store, name: str, checked: dict[Digest, str | None]) -
         yield Finding("gap", name, f"megabatch numbers are not contiguous: {[m.number for m in megabatches]}")
     if champion is not None and champion not in numbers:
         yield Finding("alias", name, f"champion points to version {champion}, which is not there")
+    if champion in {version.number for version in versions if version.swept_at is not None}:
+        yield Finding("alias", name, f"champion points to version {champion}, whose bytes were swept")
     for subject, digest in blobs:
         if digest not in checked:
             checked[digest] = _fault_of(store, digest)
@@ -151,7 +197,8 @@ def _fault_of(store: Store, digest: Digest) -> str | None:
     return None
 
 
-def _names(store: Store) -> Iterator[str]:
+def model_names(store: Store) -> Iterator[str]:
+    """The name of every model, in order."""
     after: str | None = None
     while True:
         with store.reading() as tx:
@@ -171,10 +218,3 @@ def _walk(page_after: Callable[[int | None], Page[T]]) -> Iterator[T]:
         if page.next is None:
             return
         after = int(page.next)
-
-
-def _concerns(entry: AuditEntry, version: Version) -> bool:
-    parameters = entry.document["parameters"]
-    if parameters.get("cycle") == version.cycle:
-        return True
-    return version.number in (parameters.get("version"), parameters.get("to"), parameters.get("from"))

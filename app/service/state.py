@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from app.domain import CHAMPION, Cycle, CycleTrigger, Digest, Model, Version
+from app.domain import CHAMPION, Cycle, CycleTrigger, Digest, Model, Version, VersionSummary
 from app.errors import UnknownVersion
 from app.store.blobs import Blobs
 from app.store.database import Store, Transaction
+from app.store.numbers import Numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +30,13 @@ class State:
     """What a version hands on.
 
     Attributes:
-        seen: numbers of the megabatches that the lineage has taken in.
+        seen: numbers of the megabatches that the lineage has taken in; stored as runs, since they grow with it.
         replay: rows of megabatches in the replay buffer, by number: (n,) bool.
         history: as ``app.learning.history`` wrote it; empty before the first cycle.
         pinned: numbers of megabatches that were replayed because they were pinned, whatever the buffer holds.
     """
 
-    seen: frozenset[int] = frozenset()
+    seen: Numbers = field(default_factory=Numbers)
     replay: Mapping[int, npt.NDArray[np.bool_]] = field(default_factory=dict)
     history: Mapping[str, Any] = field(default_factory=dict)
     pinned: frozenset[int] = frozenset()
@@ -48,14 +49,14 @@ class State:
         pinned: frozenset[int],
     ) -> State:
         """The state after a cycle that took in ``new``, and what it left in the buffer and in its history."""
-        return State(self.seen | frozenset(new), replay, history, pinned)
+        return State(self.seen | new, replay, history, pinned)
 
 
 def keep_state(blobs: Blobs, state: State) -> Digest:
     """Store a state; same state, same digest."""
     document = {
-        "format": "espalier-state-2",
-        "seen": sorted(state.seen),
+        "format": "espalier-state-3",
+        "seen": [list(run) for run in state.seen.runs],
         "replay": {str(number): _packed(rows) for number, rows in sorted(state.replay.items())},
         "history": dict(state.history),
         "pinned": sorted(state.pinned),
@@ -63,7 +64,7 @@ def keep_state(blobs: Blobs, state: State) -> Digest:
     return blobs.put(json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode())
 
 
-def state_of(blobs: Blobs, version: Version | None) -> State:
+def state_of(blobs: Blobs, version: VersionSummary | None) -> State:
     """The state that a version hands on; of None, the empty one.
 
     Raises:
@@ -73,7 +74,9 @@ def state_of(blobs: Blobs, version: Version | None) -> State:
         return State()
     document = json.loads(blobs.read(version.state))
     replay = {int(number): _unpacked(rows) for number, rows in document["replay"].items()}
-    return State(frozenset(document["seen"]), replay, document["history"], frozenset(document["pinned"]))
+    seen = document["seen"]
+    known = Numbers(seen) if document["format"] == "espalier-state-2" else Numbers.of_runs(seen)
+    return State(known, replay, document["history"], frozenset(document["pinned"]))
 
 
 def spread(numbers: Iterable[int], most: int) -> list[int]:

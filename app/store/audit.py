@@ -8,23 +8,34 @@ Laws:
     * Entries are written last in their transaction, under the lock of the one head row and after every other lock, so
       the log's order is the order of commits, and nothing can deadlock on it.
     * What stands beside a document (seq, time, kind, actor, model, leaf) says the same as the document.
+    * ``audit_subjects`` is an index of the log, written with it: which entries are about which cycle, version or
+      megabatch. It proves nothing, and whoever doubts it can build it again from the entries.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy as sa
 
 from app import __version__
 from app.domain import Actor, AuditEntry, Digest, LogHead, Page
 from app.errors import Fault, UnknownEntry
-from app.store.tables import audit_entries, log_head
+from app.store.tables import audit_entries, audit_subjects, log_head
 from espalier.formats.canonical import canonical_json, exact
 from espalier.formats.proof import Frontier, leaf_hash
+
+Subject = Literal["cycle", "version", "megabatch"]
+
+_NAMES: dict[Subject, tuple[str, ...]] = {
+    "cycle": ("cycle",),
+    "version": ("version", "from", "to"),
+    "megabatch": ("megabatch",),
+}
+"""What an entry is about: the parameters that hold its number."""
 
 _CODE = {"espalier": __version__}
 _VERIFY_ROWS = 1000
@@ -97,12 +108,13 @@ class Audit:
             return
         head = self._connection.execute(sa.select(log_head).with_for_update()).one()
         frontier = _frontier(head)
-        rows: list[dict[str, Any]] = []
-        for pending in self._pending:
-            row = self._row({"seq": frontier.size + 1, **pending})
+        documents = [{"seq": seq, **pending} for seq, pending in enumerate(self._pending, frontier.size + 1)]
+        rows = [self._row(document) for document in documents]
+        for row in rows:
             frontier = frontier.append(bytes.fromhex(row["leaf"]))
-            rows.append(row)
         self._connection.execute(sa.insert(audit_entries), rows)
+        if about := [row for document in documents for row in _subjects(document)]:
+            self._connection.execute(sa.insert(audit_subjects), about)
         self._connection.execute(
             sa.update(log_head).values(
                 size=frontier.size, root=frontier.root().hex(), frontier=[item.hex() for item in frontier.hashes]
@@ -143,6 +155,29 @@ class Audit:
         rows = self._connection.execute(wanted).all()
         items = tuple(_entry(row) for row in rows[:limit])
         return Page(items, str(items[-1].seq) if len(rows) > limit else None)
+
+    def about(self, model: str, subjects: Collection[tuple[Subject, int]]) -> list[AuditEntry]:
+        """Every entry that is about any of these, oldest first, by the index of the log.
+
+        Args:
+            model: whose they are.
+            subjects: such as ``("version", 7)``.
+        """
+        found = [
+            sa.select(audit_subjects.c.seq).where(
+                audit_subjects.c.model == model, audit_subjects.c.subject == subject, audit_subjects.c.number == number
+            )
+            for subject, number in subjects
+        ]
+        if not found:
+            return []
+        wanted = sa.select(audit_entries).where(audit_entries.c.seq.in_(sa.union(*found)))
+        return [_entry(row) for row in self._connection.execute(wanted.order_by(audit_entries.c.seq))]
+
+    def indexed(self, through: int) -> int:
+        """How many rows the index of the log has for entries up to this one, by looking at all of it."""
+        rows = sa.select(sa.func.count()).select_from(audit_subjects).where(audit_subjects.c.seq <= through)
+        return self._connection.execute(rows).scalar_one()
 
     def entry(self, seq: int) -> AuditEntry:
         """One entry.
@@ -216,6 +251,20 @@ class Audit:
             if limit == 1:
                 raise Fault(f"an audit entry after {after} cannot be read ({error.__cause__ or error})") from error
             return self._rows(after, 1)
+
+
+def subjects_of(entry: Mapping[str, Any]) -> set[tuple[Subject, int]]:
+    """The cycles, versions and megabatches that an entry's document is about; of none that is about no model."""
+    if entry["model"] is None:
+        return set()
+    parameters = entry["parameters"]
+    named = ((subject, parameters.get(name)) for subject, names in _NAMES.items() for name in names)
+    return {(subject, number) for subject, number in named if type(number) is int}
+
+
+def _subjects(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    place = {"model": document["model"], "seq": document["seq"]}
+    return [{"subject": subject, "number": number, **place} for subject, number in sorted(subjects_of(document))]
 
 
 def _spelled(time: datetime) -> str:

@@ -12,18 +12,21 @@ Laws:
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from collections.abc import Set as AbstractSet
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
 from app.domain import Megabatch, MegabatchDraft, MegabatchStatus, Model, Page, Prequential
 from app.errors import MegabatchQuarantined, UnknownMegabatch
 from app.store.evaluation_sets import EvaluationSets
+from app.store.numbers import Numbers
 from app.store.rows import megabatch_of
-from app.store.tables import LARGEST, megabatches, models
+from app.store.tables import LARGEST, QUARANTINED, megabatches, models
+
+T = TypeVar("T")
 
 _CHUNK = 500
+_GAPS = 100
 
 
 class Buffer(EvaluationSets):
@@ -146,7 +149,8 @@ class Buffer(EvaluationSets):
             after: go on after this number.
             limit: at most this many.
         """
-        wanted = _all().where(models.c.name == model_name).order_by(megabatches.c.number).limit(limit + 1)
+        model_id = sa.select(models.c.id).where(models.c.name == model_name).scalar_subquery()
+        wanted = _all().where(megabatches.c.model_id == model_id).order_by(megabatches.c.number).limit(limit + 1)
         if after is not None:
             wanted = wanted.where(megabatches.c.number > min(after, LARGEST))
         rows = self._connection.execute(wanted).all()
@@ -160,9 +164,11 @@ class Buffer(EvaluationSets):
             seen: numbers that the lineage has trained on.
             through: the last number that may be used; None for all.
         """
-        known = seen if isinstance(seen, AbstractSet | range) else frozenset(seen)
-        numbers = self.accepted(model, since=_first_outside(known), through=through)
-        return self.training_set(model, [number for number in numbers if number not in known])
+        found: list[int] = []
+        for gaps in _chunks(list(Numbers(seen).gaps()), _GAPS):
+            parts = (self._accepted(model, through).where(_between(*gap)) for gap in gaps)
+            found += self._connection.execute(sa.select(sa.union_all(*parts).subquery().c.number)).scalars()
+        return self.training_set(model, found)
 
     def accepted(self, model: Model, *, since: int = 1, through: int | None = None) -> list[int]:
         """Numbers of the accepted megabatches, in order.
@@ -170,13 +176,12 @@ class Buffer(EvaluationSets):
         Args:
             since, through: the first and the last number that is looked at; None for all.
         """
-        wanted = sa.select(megabatches.c.number).where(
-            megabatches.c.model_id == model.id,
-            megabatches.c.number >= since,
-            megabatches.c.status == MegabatchStatus.ACCEPTED.value,
-        )
-        if through is not None:
-            wanted = wanted.where(megabatches.c.number <= min(through, LARGEST))
+        wanted = self._accepted(model, through).where(megabatches.c.number >= since)
+        return list(self._connection.execute(wanted.order_by(megabatches.c.number)).scalars())
+
+    def quarantined(self, model: Model) -> list[int]:
+        """Numbers of the megabatches in quarantine, in order."""
+        wanted = sa.select(megabatches.c.number).where(megabatches.c.model_id == model.id, QUARANTINED)
         return list(self._connection.execute(wanted.order_by(megabatches.c.number)).scalars())
 
     def training_set(self, model: Model, numbers: Collection[int]) -> list[Megabatch]:
@@ -203,6 +208,14 @@ class Buffer(EvaluationSets):
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
+    def _accepted(self, model: Model, through: int | None) -> sa.Select[Any]:
+        wanted = sa.select(megabatches.c.number).where(
+            megabatches.c.model_id == model.id, megabatches.c.status == MegabatchStatus.ACCEPTED.value
+        )
+        if through is not None:
+            wanted = wanted.where(megabatches.c.number <= min(through, LARGEST))
+        return wanted
+
     def _select(self, model: Model, condition: sa.ColumnElement[bool]) -> list[Megabatch]:
         wanted = _all().where(megabatches.c.model_id == model.id, condition).order_by(megabatches.c.number)
         return [megabatch_of(row) for row in self._connection.execute(wanted)]
@@ -225,13 +238,11 @@ def _is(model: Model, number: int) -> tuple[sa.ColumnElement[bool], ...]:
     return megabatches.c.model_id == model.id, megabatches.c.number == number
 
 
-def _first_outside(seen: AbstractSet[int] | range) -> int:
-    number = 1
-    while number in seen:
-        number += 1
-    return number
+def _between(first: int, last: int | None) -> sa.ColumnElement[bool]:
+    since = megabatches.c.number >= first
+    return since if last is None else sa.and_(since, megabatches.c.number <= last)
 
 
-def _chunks(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
+def _chunks(items: Sequence[T], size: int = _CHUNK) -> Iterator[Sequence[T]]:
     """Slices that fit into the parameters of one statement on every database."""
-    return (numbers[start : start + _CHUNK] for start in range(0, len(numbers), _CHUNK))
+    return (items[start : start + size] for start in range(0, len(items), size))

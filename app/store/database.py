@@ -308,6 +308,7 @@ def _begin(connection: sa.Connection) -> None:
 _SQLITE_ERRORS: dict[int, tuple[type[EspalierError], str]] = {
     sqlite3.SQLITE_BUSY: (StoreBusy, "the database is busy with another writer: try again"),
     sqlite3.SQLITE_LOCKED: (StoreBusy, "the database is busy with another writer: try again"),
+    sqlite3.SQLITE_CANTOPEN: (StoreBusy, "the database file cannot be opened: is its folder there and writable?"),
     sqlite3.SQLITE_FULL: (StorageFull, "the disk of the database is full: free space, then try again"),
 }
 

@@ -21,7 +21,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from app.domain import (
-    OPEN_CYCLES,
+    HOLDING,
     Claim,
     Cycle,
     CycleState,
@@ -38,7 +38,6 @@ from app.domain import (
     VersionStatus,
 )
 from app.errors import LeaseLost, UnknownCycle
-from app.store.releases import Releases
 from app.store.rows import (
     cycle_of,
     evaluation_set_of,
@@ -48,8 +47,10 @@ from app.store.rows import (
     progress_document,
     version_values,
 )
+from app.store.sweeping import Sweeping
 from app.store.tables import (
     LARGEST,
+    PINNED,
     QUEUED,
     RUNNING,
     cycles,
@@ -63,8 +64,8 @@ from app.store.tables import (
 )
 
 _CHUNK = 500
+_HEAD = 20
 _FORGOTTEN = timedelta(days=1)
-_OPEN = cycles.c.state.in_([state.value for state in OPEN_CYCLES])
 
 _NAMING = (
     megabatches.c.x,
@@ -81,7 +82,7 @@ _NAMING = (
 """Every column that names a blob."""
 
 
-class Ledger(Releases):
+class Ledger(Sweeping):
     """Models, cycles, versions and aliases, as one transaction sees them."""
 
     # -- queue ---------------------------------------------------------------------------------------------------------
@@ -149,6 +150,12 @@ class Ledger(Releases):
         found = [cycle_of(row) for half in halves for row in self._connection.execute(half)]
         return sorted(found, key=lambda cycle: cycle.number)
 
+    def queue(self, model: Model) -> tuple[int, Cycle | None]:
+        """How many cycles of a model wait, and the one that runs."""
+        waiting = sa.select(sa.func.count()).select_from(cycles).where(cycles.c.model_id == model.id, QUEUED)
+        running = self._connection.execute(_all().where(cycles.c.model_id == model.id, RUNNING)).one_or_none()
+        return self._connection.execute(waiting).scalar_one(), None if running is None else cycle_of(running)
+
     def covered(self, model: Model) -> int:
         """The last megabatch that any cycle was enqueued for, however it ended; 0 for none."""
         last = sa.select(sa.func.max(cycles.c.through)).where(cycles.c.model_id == model.id)
@@ -157,7 +164,7 @@ class Ledger(Releases):
     def attempt_before(self, cycle: Cycle) -> Cycle | None:
         """The attempt that a cycle tries again with changed options; None of a first attempt."""
         wanted = _all().where(
-            models.c.name == cycle.model,
+            cycles.c.model_id == self.model(cycle.model).id,
             cycles.c.number < cycle.number,
             cycles.c.through == cycle.through,
             cycles.c.attempt == cycle.attempt - 1,
@@ -174,10 +181,11 @@ class Ledger(Releases):
         self._locked(model)
         open_cycles = self.open_cycles(model)
         if open_cycles:
-            of_model = sa.select(cycles.c.id).where(cycles.c.model_id == model.id, _OPEN)
-            self._connection.execute(sa.delete(leases).where(leases.c.cycle_id.in_(of_model)))
             ended = {"state": CycleState.SUPERSEDED.value, "reason": reason, "finished_at": self._now}
-            self._connection.execute(sa.update(cycles).where(cycles.c.model_id == model.id, _OPEN).values(**ended))
+            for state in (RUNNING, QUEUED):
+                these = sa.select(cycles.c.id).where(cycles.c.model_id == model.id, state)
+                self._connection.execute(sa.delete(leases).where(leases.c.cycle_id.in_(these)))
+                self._connection.execute(sa.update(cycles).where(cycles.c.model_id == model.id, state).values(**ended))
         return [self.cycle(model.name, cycle.number) for cycle in open_cycles]
 
     def abandon_cycle(self, cycle: Cycle, reason: str) -> Cycle:
@@ -207,10 +215,9 @@ class Ledger(Releases):
         Returns:
             The claim; None when nothing may run now, or others are at it.
         """
-        first = _ready(self._now).with_for_update(of=models, skip_locked=True)
-        while (candidate := self._connection.execute(first).first()) is not None:
+        while (candidate := self._candidate()) is not None:
             # Another worker may have claimed it between the look and the lock: look again, under the lock.
-            again = _ready(self._now).where(cycles.c.model_id == candidate.model_id)
+            again = _ready(self._now, _first_of(candidate.model_id))
             row = self._connection.execute(again).first()
             if row is not None:
                 return self._claim(row.id, row.model_id, worker, timedelta(seconds=lease_seconds))
@@ -295,6 +302,7 @@ class Ledger(Releases):
                 recipe_revision=claim.recipe.revision,
                 recipe_digest=claim.recipe.digest,
                 created_at=self._now,
+                **_held(draft, claim.cycle.parent),
                 **version_values(draft),
             )
         )
@@ -344,16 +352,33 @@ class Ledger(Releases):
         return queued, running, self._connection.execute(newest).scalar_one()
 
     def references(self, digests: Iterable[Digest]) -> set[Digest]:
-        """Which of these blobs any row names: arrays, checkpoints, states, snapshots, initial weights."""
+        """Which of these blobs any row names: arrays, checkpoints, states, snapshots, initial weights. A version that
+        was swept names nothing any more.
+        """
         wanted = list(digests)
         named: set[Digest] = set()
         for start in range(0, len(wanted), _CHUNK):
             chunk = wanted[start : start + _CHUNK]
             for column in _NAMING:
-                named.update(self._connection.execute(sa.select(column).where(column.in_(chunk))).scalars())
+                wanted_here = sa.select(column).where(column.in_(chunk))
+                if column.table is versions:
+                    wanted_here = wanted_here.where(versions.c.swept_at.is_(None))
+                named.update(self._connection.execute(wanted_here).scalars())
         return named
 
     # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _candidate(self) -> sa.Row[Any] | None:
+        """A cycle that seems to be ready, its model's row locked.
+
+        The head of the queue is looked at first: the whole of it only where nothing there may run, as when one busy
+        model has thousands that wait.
+        """
+        for among in (_head_of_the_queue(), _firsts()):
+            ready = _ready(self._now, among).with_for_update(of=models, skip_locked=True)
+            if (row := self._connection.execute(ready).first()) is not None:
+                return row
+        return None
 
     def _claim(self, cycle_id: int, model_id: int, worker: str, lease: timedelta) -> Claim:
         """Claim a cycle that is known to be ready, under its model's lock."""
@@ -426,7 +451,7 @@ class Ledger(Releases):
         newest = sa.select(sa.func.max(evaluation_sets.c.revision)).where(evaluation_sets.c.model_id == model.id)
         pinned = sa.select(megabatches.c.number).where(
             megabatches.c.model_id == model.id,
-            megabatches.c.pinned,
+            PINNED,
             megabatches.c.status == MegabatchStatus.ACCEPTED.value,
         )
         return {
@@ -496,16 +521,16 @@ def _all() -> sa.Select[Any]:
     )
 
 
-def _ready(now: datetime) -> sa.Select[Any]:
-    """The first queued cycle of each model that is active, runs nothing, and waits for nothing; the oldest first."""
-    firsts = sa.select(sa.func.min(cycles.c.id)).where(QUEUED).group_by(cycles.c.model_id)
-    busy = cycles.alias("busy")
+def _ready(now: datetime, among: sa.Select[Any]) -> sa.Select[Any]:
+    """The oldest of these cycles whose model is active and runs nothing, and that waits for nothing."""
+    busy, found = cycles.alias("busy"), among.subquery()
     runs = sa.exists().where(busy.c.model_id == models.c.id, busy.c.state == sa.literal_column("'running'"))
     return (
         sa.select(cycles.c.id, cycles.c.model_id)
+        .join(found, found.c.id == cycles.c.id)
         .join(models, models.c.id == cycles.c.model_id)
         .where(
-            cycles.c.id.in_(firsts),
+            QUEUED,
             models.c.state == ModelState.ACTIVE.value,
             sa.or_(cycles.c.not_before.is_(None), cycles.c.not_before <= now),
             ~runs,
@@ -513,6 +538,28 @@ def _ready(now: datetime) -> sa.Select[Any]:
         .order_by(cycles.c.id)
         .limit(1)
     )
+
+
+def _firsts() -> sa.Select[Any]:
+    """The first queued cycle of each model."""
+    return sa.select(sa.func.min(cycles.c.id).label("id")).where(QUEUED).group_by(cycles.c.model_id)
+
+
+def _first_of(model_id: int) -> sa.Select[Any]:
+    return sa.select(sa.func.min(cycles.c.id).label("id")).where(cycles.c.model_id == model_id, QUEUED)
+
+
+def _head_of_the_queue() -> sa.Select[Any]:
+    """Those among the oldest queued cycles that are the first ones of their models."""
+    oldest = sa.select(cycles.c.id, cycles.c.model_id).where(QUEUED).order_by(cycles.c.id).limit(_HEAD).subquery()
+    return sa.select(sa.func.min(oldest.c.id).label("id")).group_by(oldest.c.model_id)
+
+
+def _held(draft: VersionDraft, parent: int | None) -> dict[str, Any]:
+    """Whether a version holds pruning, and on which champion, which has an index."""
+    holds = draft.status is VersionStatus.WITHHELD and draft.verdict.action in HOLDING
+    restored = draft.verdict.restored
+    return {"holds": holds, "held_on": (parent if restored is None else restored) if holds else None}
 
 
 def _id_of(model: Model, number: int) -> sa.ScalarSelect[Any]:

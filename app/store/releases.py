@@ -11,18 +11,23 @@ Laws:
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 
-from app.domain import CHAMPION, HOLDING, LATEST, Alias, AliasMove, Model, Page, Version, VersionStatus
-from app.errors import AliasMoved, InvalidName, UnknownAlias, UnknownVersion
+from app.domain import CHAMPION, LATEST, Alias, AliasMove, Model, Page, Version, VersionSummary
+from app.errors import AliasMoved, InvalidName, UnknownAlias, UnknownVersion, VersionSwept
 from app.store.registry import NAME, Registry
-from app.store.rows import version_of
-from app.store.tables import LARGEST, alias_moves, aliases, versions
+from app.store.rows import SUMMARISED, summary_of, version_of
+from app.store.tables import HOLDS, LARGEST, PUBLISHED, alias_moves, aliases, versions
 
 _NUMBER = re.compile(r"[0-9]{1,10}")
+_STEPS = 100
+
+_SHOWN = tuple(column for column in versions.c if column.name != "manifest")
+_IN_SHORT = tuple(versions.c[name] for name in SUMMARISED)
 
 
 class Releases(Registry):
@@ -46,7 +51,7 @@ class Releases(Registry):
         else:
             version = self._named(model, ref)
         if version is None:
-            raise UnknownVersion(f"model {name!r} has no version {ref}: list its versions to see those there are")
+            raise _no_version(name, ref)
         return version
 
     def versions(self, name: str, after: int | None, limit: int) -> Page[Version]:
@@ -60,9 +65,36 @@ class Releases(Registry):
         wanted = self._of(self.model(name)).order_by(versions.c.number.desc())
         if after is not None:
             wanted = wanted.where(versions.c.number < min(after, LARGEST))
-        return self._page(name, wanted, limit)
+        rows = self._connection.execute(wanted.limit(limit + 1)).all()
+        items = tuple(version_of(row, name) for row in rows[:limit])
+        return Page(items, str(items[-1].number) if len(rows) > limit else None)
 
-    def time_line(self, name: str, after: int | None, limit: int) -> Page[Version]:
+    def summary(self, model: Model, number: int) -> VersionSummary:
+        """A version in short.
+
+        Raises:
+            UnknownVersion: there is no such version.
+        """
+        wanted = sa.select(*_IN_SHORT).where(versions.c.model_id == model.id, versions.c.number == number)
+        row = self._connection.execute(wanted).one_or_none()
+        if row is None:
+            raise _no_version(model.name, number)
+        return summary_of(row, model.name)
+
+    def manifest(self, name: str, number: int) -> Mapping[str, Any]:
+        """The manifest that stands in a version's checkpoint. No list brings it along: it can be long.
+
+        Raises:
+            UnknownModel, UnknownVersion: there is no such model or version.
+        """
+        version = self.summary(self.model(name), number)
+        wanted = sa.select(versions.c.manifest).where(
+            versions.c.model_id == self.model(name).id, versions.c.number == version.number
+        )
+        found: Mapping[str, Any] = self._connection.execute(wanted).scalar_one()
+        return found
+
+    def time_line(self, name: str, after: int | None, limit: int) -> Page[VersionSummary]:
         """Versions, oldest first.
 
         Args:
@@ -70,32 +102,42 @@ class Releases(Registry):
             after: go on above this number.
             limit: at most this many.
         """
-        wanted = self._of(self.model(name)).order_by(versions.c.number)
+        wanted = sa.select(*_IN_SHORT).where(versions.c.model_id == self.model(name).id)
         if after is not None:
             wanted = wanted.where(versions.c.number > min(after, LARGEST))
-        return self._page(name, wanted, limit)
+        rows = self._connection.execute(wanted.order_by(versions.c.number).limit(limit + 1)).all()
+        items = tuple(summary_of(row, name) for row in rows[:limit])
+        return Page(items, str(items[-1].number) if len(rows) > limit else None)
 
-    def ancestry(self, name: str, number: int) -> list[Version]:
-        """A version, its parent, and so on up to the first.
+    def ancestry(self, name: str, number: int, limit: int) -> Page[Version]:
+        """A version, its parent, and so on; go on from the version that is named as the next one.
+
+        Args:
+            name: of the model.
+            number: where to begin.
+            limit: at most this many.
 
         Raises:
             UnknownModel, UnknownVersion: there is no such model or version.
         """
-        version = self.version(name, number)
         model = self.model(name)
-        line = (
-            sa.select(versions.c.number, versions.c.parent)
-            .where(versions.c.model_id == model.id, versions.c.number == version.number)
-            .cte("line", recursive=True)
-        )
-        parents = sa.select(versions.c.number, versions.c.parent).where(
-            versions.c.model_id == model.id, versions.c.number == line.c.parent
-        )
-        line = line.union(parents)
-        # A child is always numbered after its parent.
-        wanted = self._of(model).where(versions.c.number.in_(sa.select(line.c.number)))
-        rows = self._connection.execute(wanted.order_by(versions.c.number.desc()))
-        return [version_of(row, name) for row in rows]
+        line = self._line(model, self.version(name, number).number, limit)
+        wanted = sa.select(*_SHOWN).join(line, versions.c.number == line.c.number)
+        wanted = wanted.where(versions.c.model_id == model.id).order_by(line.c.step)
+        items = tuple(version_of(row, name) for row in self._connection.execute(wanted))
+        last = items[-1].parent
+        return Page(items, None if last is None else str(last))
+
+    def ancestors(self, model: Model, number: int) -> Iterator[VersionSummary]:
+        """A version, its parent, and so on up to the first, in short; read as they are asked for."""
+        start: int | None = number
+        while start is not None:
+            line = self._line(model, start, _STEPS)
+            wanted = sa.select(*_IN_SHORT).join(line, versions.c.number == line.c.number)
+            wanted = wanted.where(versions.c.model_id == model.id).order_by(line.c.step)
+            found = [summary_of(row, model.name) for row in self._connection.execute(wanted)]
+            yield from found
+            start = found[-1].parent if found else None
 
     def held_since(self, model: Model, champion: int | None) -> Version | None:
         """The newest version that was withheld with pruning to be held, and left this one as the champion.
@@ -104,13 +146,10 @@ class Releases(Registry):
             model: whose version it is.
             champion: number of a version; None: the model had none.
         """
-        verdict = versions.c.verdict
-        left = sa.func.coalesce(verdict["restored"].as_integer(), versions.c.parent)
         wanted = self._of(model).where(
+            HOLDS,
+            versions.c.held_on.is_(None) if champion is None else versions.c.held_on == champion,
             versions.c.number > (-1 if champion is None else champion),
-            versions.c.status == VersionStatus.WITHHELD.value,
-            verdict["action"].as_string().in_(HOLDING),
-            left.is_not_distinct_from(champion),
         )
         row = self._connection.execute(wanted.order_by(versions.c.number.desc()).limit(1)).one_or_none()
         return None if row is None else version_of(row, model.name)
@@ -141,7 +180,7 @@ class Releases(Registry):
             UnknownModel, UnknownAlias: there is no such model or alias.
         """
         self.alias(name, alias)
-        wanted = self._moves(self.model(name), alias).limit(limit + 1)
+        wanted = self._moves(self.model(name), alias).order_by(alias_moves.c.revision.desc()).limit(limit + 1)
         if after is not None:
             wanted = wanted.where(alias_moves.c.revision < min(after, LARGEST))
         items = tuple(_move_of(row, name) for row in self._connection.execute(wanted))
@@ -154,8 +193,10 @@ class Releases(Registry):
             UnknownModel, UnknownAlias: there is no such model, or the alias did not exist then.
         """
         self.alias(name, alias)
-        wanted = self._moves(self.model(name), alias).where(alias_moves.c.moved_at <= at).limit(1)
-        row = self._connection.execute(wanted).one_or_none()
+        # The times of moves never go back, so the newest one by time is the newest one by revision, and has an index.
+        newest = alias_moves.c.moved_at.desc(), alias_moves.c.revision.desc()
+        wanted = self._moves(self.model(name), alias).where(alias_moves.c.moved_at <= at)
+        row = self._connection.execute(wanted.order_by(*newest).limit(1)).one_or_none()
         if row is None:
             raise UnknownAlias(f"model {name!r} had no alias {alias!r} at {at.isoformat()}")
         return _move_of(row, name)
@@ -180,7 +221,7 @@ class Releases(Registry):
             reason: why, in words.
 
         Raises:
-            InvalidName, UnknownVersion: nothing was changed.
+            InvalidName, UnknownVersion, VersionSwept: nothing was changed.
             AliasMoved: the alias's revision is another one by now.
         """
         if alias == LATEST or alias.isdigit() or not NAME.fullmatch(alias):
@@ -189,9 +230,11 @@ class Releases(Registry):
         if expected_revision is not None:
             self.expect_revision(model, alias, expected_revision)
         before = self._alias(model, alias)
-        if self._version(model, version) is None:
+        if (found := self._version(model, version)) is None:
             raise UnknownVersion(f"model {model.name!r} has no version {version}")
-        moved = Alias(model.name, alias, version, before.revision + 1 if before else 1, self._now)
+        expect_bytes(found)
+        moved_at = max(self._now, before.moved_at) if before else self._now  # a clock may be put back, history not
+        moved = Alias(model.name, alias, version, before.revision + 1 if before else 1, moved_at)
         self._write_move(model, moved, before, reason)
         self.bump_generation(model)
         return moved
@@ -238,14 +281,13 @@ class Releases(Registry):
         return None if row is None else Alias(model.name, row.name, row.version, row.revision, row.moved_at)
 
     def _moves(self, model: Model, alias: str) -> sa.Select[Any]:
-        wanted = sa.select(alias_moves).where(alias_moves.c.model_id == model.id, alias_moves.c.alias == alias)
-        return wanted.order_by(alias_moves.c.revision.desc())
+        return sa.select(alias_moves).where(alias_moves.c.model_id == model.id, alias_moves.c.alias == alias)
 
     def _named(self, model: Model, ref: str) -> Version | None:
         if ref != LATEST:
             alias = self._alias(model, ref)
             return self._version(model, alias.version) if alias else None
-        published = self._of(model).where(versions.c.status == VersionStatus.PUBLISHED.value)
+        published = self._of(model).where(PUBLISHED)
         row = self._connection.execute(published.order_by(versions.c.number.desc()).limit(1)).one_or_none()
         return None if row is None else version_of(row, model.name)
 
@@ -259,15 +301,38 @@ class Releases(Registry):
         return None if row is None else version_of(row, model.name)
 
     def _of(self, model: Model) -> sa.Select[Any]:
-        return sa.select(versions).where(versions.c.model_id == model.id)
+        return sa.select(*_SHOWN).where(versions.c.model_id == model.id)
 
-    def _page(self, name: str, wanted: sa.Select[Any], limit: int) -> Page[Version]:
-        items = tuple(version_of(row, name) for row in self._connection.execute(wanted.limit(limit + 1)))
-        return Page(items[:limit], str(items[limit - 1].number) if len(items) > limit else None)
+    def _line(self, model: Model, number: int, steps: int) -> sa.CTE:
+        """Numbers of a version and its ancestors, ``steps`` at most, each with its place in the line."""
+        one = sa.select(versions.c.number, versions.c.parent, sa.literal(1).label("step"))
+        line = one.where(versions.c.model_id == model.id, versions.c.number == number).cte("line", recursive=True)
+        parent = versions.alias("parent")
+        further = sa.select(parent.c.number, parent.c.parent, line.c.step + 1).where(
+            parent.c.model_id == model.id, parent.c.number == line.c.parent, line.c.step < steps
+        )
+        return line.union_all(further)
+
+
+def expect_bytes(version: VersionSummary) -> None:
+    """Make sure that retention has not given up a version's bytes.
+
+    Raises:
+        VersionSwept: it has, with the reason.
+    """
+    if version.swept_at is not None:
+        raise VersionSwept(
+            f"the bytes of version {version.number} of {version.model!r} were removed on "
+            f"{version.swept_at:%Y-%m-%d} ({version.swept_reason}): choose a version that has them"
+        )
 
 
 def _move_of(row: sa.Row[Any], model: str) -> AliasMove:
     return AliasMove(model, row.alias, row.revision, row.previous, row.version, row.actor, row.reason, row.moved_at)
+
+
+def _no_version(name: str, ref: str | int) -> UnknownVersion:
+    return UnknownVersion(f"model {name!r} has no version {ref}: list its versions to see those there are")
 
 
 def _unknown(name: str, alias: str) -> UnknownAlias:

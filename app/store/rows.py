@@ -5,6 +5,7 @@ Knows: how a value of ``app.domain`` is spread over columns. Must never know: ho
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import sqlalchemy as sa
@@ -29,9 +30,14 @@ from app.domain import (
     Version,
     VersionDraft,
     VersionStatus,
+    VersionSummary,
 )
 
 Row = sa.Row[Any]
+
+_AS_STORED = tuple(field.name for field in fields(VersionSummary) if field.name not in ("model", "status"))
+SUMMARISED = ("status", *_AS_STORED)
+"""Columns of ``versions`` that a summary tells of."""
 
 
 def model_of(row: Row) -> Model:
@@ -113,35 +119,30 @@ def cycle_of(row: Row) -> Cycle:
     )
 
 
+def summary_of(row: Row, model: str) -> VersionSummary:
+    """A row of ``versions``, as far as a summary tells of it."""
+    return VersionSummary(**_summarised(row, model))
+
+
 def version_of(row: Row, model: str) -> Version:
     """A row of ``versions``."""
     return Version(
-        model=model,
-        number=row.number,
-        parent=row.parent,
+        **_summarised(row, model),
         cycle=row.cycle,
-        status=VersionStatus(row.status),
-        stage=row.stage,
         depth=row.depth,
         recipe_revision=row.recipe_revision,
         recipe_digest=row.recipe_digest,
-        target_density=row.target_density,
-        kept=row.kept,
-        total=row.total,
         layers=tuple(Layer(y["name"], tuple(y["shape"]), y["kept"], y["total"]) for y in row.layers),
-        metrics=row.metrics,
         verdict=_verdict_of(row.verdict),
-        checkpoint=row.checkpoint,
-        checkpoint_bytes=row.checkpoint_bytes,
         dense=row.dense,
-        dense_bytes=row.dense_bytes,
         mask_digest=row.mask_digest,
-        state=row.state,
-        megabatches=row.megabatches,
-        manifest=row.manifest,
         report=row.report or {},
-        created_at=row.created_at,
     )
+
+
+def _summarised(row: Row, model: str) -> dict[str, Any]:
+    same = {name: getattr(row, name) for name in _AS_STORED}
+    return {"model": model, "status": VersionStatus(row.status), **same}
 
 
 def version_values(draft: VersionDraft) -> dict[str, Any]:
@@ -190,6 +191,9 @@ def input_document(spec: InputSpec) -> dict[str, Any]:
             "std": list(scaling.std),
         },
         "unseen_classes": spec.unseen_classes,
+        "label": spec.label,
+        "features": None if spec.features is None else list(spec.features),
+        "resize": spec.resize,
     }
 
 
@@ -207,8 +211,8 @@ def progress_document(progress: Progress) -> dict[str, Any]:
 
 
 def input_of(document: dict[str, Any]) -> InputSpec:
-    """What ``input_document`` gave; one of before late classes, too."""
-    scaling = document["normalisation"]
+    """What ``input_document`` gave; one of before late classes or columns, too."""
+    scaling, features = document["normalisation"], document.get("features")
     return InputSpec(
         shape=None if document["shape"] is None else tuple(document["shape"]),
         dtype=document["dtype"],
@@ -217,6 +221,9 @@ def input_of(document: dict[str, Any]) -> InputSpec:
         if scaling is None
         else Normalisation(**{**scaling, "mean": tuple(scaling["mean"]), "std": tuple(scaling["std"])}),
         unseen_classes=document.get("unseen_classes", "reject"),
+        label=document.get("label"),
+        features=None if features is None else tuple(features),
+        resize=document.get("resize", "reject"),
     )
 
 

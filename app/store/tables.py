@@ -13,6 +13,7 @@ Laws:
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine.interfaces import Dialect
@@ -95,7 +96,7 @@ recipes = sa.Table(
     sa.Column("revision", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("digest", _DIGEST, nullable=False),
     sa.Column("document", _json(), nullable=False),
-    sa.Column("initial_weights", _DIGEST),
+    sa.Column("initial_weights", _DIGEST, index=True),
     sa.Column("created_at", UtcDateTime, nullable=False),
 )
 
@@ -121,6 +122,19 @@ megabatches = sa.Table(
     sa.UniqueConstraint("model_id", "digest"),
     _one_of("status", "accepted", "quarantined"),
 )
+
+# Conditions of partial indexes are literals, not parameters: a planner uses such an index only where it sees the same
+# words in a query.
+QUARANTINED = megabatches.c.status == sa.literal_column("'quarantined'")
+PINNED = megabatches.c.pinned == sa.true()
+
+
+def _partial(name: str, *columns: sa.Column[Any], where: sa.ColumnElement[bool], unique: bool = False) -> sa.Index:
+    return sa.Index(name, *columns, unique=unique, sqlite_where=where, postgresql_where=where)
+
+
+_partial("ix_megabatches_quarantined", megabatches.c.model_id, megabatches.c.number, where=QUARANTINED)
+_partial("ix_megabatches_pinned", megabatches.c.model_id, megabatches.c.number, where=PINNED)
 
 evaluation_sets = sa.Table(
     "evaluation_sets",
@@ -192,12 +206,13 @@ cycles = sa.Table(
     _one_of("state", "queued", "running", "published", "withheld", "failed", "superseded"),
 )
 
-# Literals, not parameters: a planner uses a partial index only where it sees the same words.
 RUNNING = cycles.c.state == sa.literal_column("'running'")
 QUEUED = cycles.c.state == sa.literal_column("'queued'")
 
-sa.Index("uq_cycles_one_running", cycles.c.model_id, unique=True, sqlite_where=RUNNING, postgresql_where=RUNNING)
-sa.Index("ix_cycles_waiting", cycles.c.model_id, cycles.c.id, sqlite_where=QUEUED, postgresql_where=QUEUED)
+_partial("uq_cycles_one_running", cycles.c.model_id, where=RUNNING, unique=True)
+_partial("ix_cycles_waiting", cycles.c.model_id, cycles.c.id, where=QUEUED)
+_partial("ix_cycles_queue", cycles.c.id, cycles.c.model_id, where=QUEUED)
+sa.Index(None, cycles.c.model_id, cycles.c.through, cycles.c.attempt, cycles.c.number)
 
 leases = sa.Table(
     "leases",
@@ -209,7 +224,7 @@ leases = sa.Table(
     sa.Column("expires_at", UtcDateTime, index=True),
     sa.Column("heartbeat_at", UtcDateTime),
     sa.Column("progress", _json()),
-    sa.Column("snapshot", _DIGEST),
+    sa.Column("snapshot", _DIGEST, index=True),
     sa.Column("advanced", sa.Boolean, nullable=False),
     sa.Column("inputs", _json()),
     sa.CheckConstraint("(worker IS NULL) = (expires_at IS NULL)", name="held"),
@@ -246,6 +261,8 @@ versions = sa.Table(
     sa.Column("created_at", UtcDateTime, nullable=False),
     sa.Column("swept_at", UtcDateTime),
     sa.Column("swept_reason", sa.Text),
+    sa.Column("holds", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("held_on", sa.Integer),
     sa.UniqueConstraint("model_id", "number"),
     sa.UniqueConstraint("model_id", "cycle"),
     sa.ForeignKeyConstraint(["model_id", "parent"], ["versions.model_id", "versions.number"]),
@@ -253,6 +270,12 @@ versions = sa.Table(
     sa.ForeignKeyConstraint(["model_id", "recipe_revision"], ["recipes.model_id", "recipes.revision"]),
     _one_of("status", "published", "withheld"),
 )
+
+PUBLISHED = versions.c.status == sa.literal_column("'published'")
+HOLDS = versions.c.holds == sa.true()
+
+_partial("ix_versions_published", versions.c.model_id, versions.c.number, where=PUBLISHED)
+_partial("ix_versions_holding", versions.c.model_id, versions.c.held_on, versions.c.number, where=HOLDS)
 
 aliases = sa.Table(
     "aliases",
@@ -277,6 +300,7 @@ alias_moves = sa.Table(
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("moved_at", UtcDateTime, nullable=False),
     sa.ForeignKeyConstraint(["model_id", "version"], ["versions.model_id", "versions.number"]),
+    sa.Index(None, "model_id", "alias", "moved_at", "revision"),
 )
 
 ticks = sa.Table(
@@ -309,6 +333,18 @@ audit_entries = sa.Table(
     sa.Index(None, "model", "kind", "seq"),
 )
 
+audit_subjects = sa.Table(
+    "audit_subjects",
+    metadata,
+    sa.Column("model", _NAME, primary_key=True),
+    sa.Column("subject", _WORD, primary_key=True),
+    sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
+    _one_of("subject", "cycle", "megabatch", "version"),
+    sqlite_with_rowid=False,
+)
+"""Which entries are about which cycle, megabatch or version: an index of the log, and no evidence of anything."""
+
 log_head = sa.Table(
     "log_head",
     metadata,
@@ -319,7 +355,7 @@ log_head = sa.Table(
     sa.CheckConstraint("id = 1", name="single"),
 )
 
-LOG = frozenset({audit_entries.name, log_head.name})
+LOG = frozenset({audit_entries.name, audit_subjects.name, log_head.name})
 """Written by ``tx.audit`` alone; entries are never changed or deleted."""
 
 EXEMPT = frozenset({leases.name, ticks.name, workers.name, uploads.name, idempotency_keys.name})

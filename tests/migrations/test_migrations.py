@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import re
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -14,12 +15,23 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
+from app.domain import Verdict
 from app.store import migrate as module
 from app.store.blobs import Blobs
 from app.store.database import Store
 from app.store.migrate import downgrade, migrate, newest_revision
 from app.store.tables import metadata
-from tests.builders import claim, make_evaluation, make_megabatch, make_model, make_pin, make_version
+from tests.builders import (
+    ACTOR,
+    claim,
+    make_cycle,
+    make_evaluation,
+    make_megabatch,
+    make_model,
+    make_pin,
+    make_version,
+    version_draft,
+)
 
 
 def _tables(url):
@@ -144,7 +156,7 @@ def test_the_second_revision_keeps_what_the_first_one_held_and_goes_back(empty_d
             table = metadata.tables[name]
             columns = [sa.column(c.name, c.type) for c in table.c if c.name not in old.get(name, ())]
             connection.execute(sa.insert(sa.table(name, *columns)).values(values))
-    assert migrate(empty_database_url) == ["0002"]
+    assert migrate(empty_database_url) == ["0002", "0003"]
     store = Store(empty_database_url, Blobs(tmp_path / "data"))
     with store.reading() as tx:
         (megabatch,) = tx.buffer.megabatches("gas", None, 5).items
@@ -158,7 +170,7 @@ def test_the_second_revision_keeps_what_the_first_one_held_and_goes_back(empty_d
     make_evaluation(store, model)
     make_pin(store, model, 1)
     store.dispose()
-    assert downgrade(empty_database_url, "0001") == ["0002"]
+    assert downgrade(empty_database_url, "0001") == ["0003", "0002"]
     inspector = sa.inspect(engine)
     assert "evaluation_sets" not in inspector.get_table_names()
     for name, columns in old.items():
@@ -166,7 +178,61 @@ def test_the_second_revision_keeps_what_the_first_one_held_and_goes_back(empty_d
     with engine.connect() as connection:
         assert connection.exec_driver_sql("SELECT number FROM megabatches").scalars().all() == [1]
     engine.dispose()
-    assert migrate(empty_database_url) == ["0002"]
+    assert migrate(empty_database_url) == ["0002", "0003"]
+
+
+def test_the_third_revision_finds_out_what_older_rows_say(empty_database_url, tmp_path):
+    """Which withheld versions hold pruning, and which entries are about what, stood in documents alone before."""
+    migrate(empty_database_url)
+    store = Store(empty_database_url, Blobs(tmp_path / "data"))
+    model = make_model(store)
+    first = make_version(store, model)
+    held = withhold(store, model, Verdict(False, ("fell",), "hold"))
+    restored = withhold(store, model, Verdict(False, ("fell",), "restore", first.number))
+    withhold(store, model, Verdict(False, ("fell",), "withhold"))
+    with store.transaction(ACTOR) as tx:
+        for about in ({"cycle": 2, "version": 2}, {"from": 2, "to": 1}, {"megabatch": 7, "version": None}, {}):
+            tx.audit.append("test", model="gas", parameters=about)
+        tx.audit.append("test", model=None, parameters={"version": 2})
+    before = _index(empty_database_url), _holding(empty_database_url)
+    assert len(before[0]) == 5
+    assert before[1] == [(held.number, first.number), (restored.number, first.number)]
+    store.dispose()
+
+    assert downgrade(empty_database_url, "0002") == ["0003"]
+    assert migrate(empty_database_url) == ["0003"]
+    assert (_index(empty_database_url), _holding(empty_database_url)) == before
+    store = Store(empty_database_url, Blobs(tmp_path / "data"))
+    with store.reading() as tx:
+        assert tx.ledger.held_since(model, first.number).number == restored.number
+        assert [entry.seq for entry in tx.audit.about("gas", [("version", 2)])] == [entry[3] for entry in before[0][3:]]
+        assert tx.audit.verify() == tx.audit.head()
+    store.dispose()
+
+
+def withhold(store, model, verdict):
+    make_cycle(store, model)
+    claimed = claim(store)
+    draft = replace(version_draft(store, str(claimed.next_version), passed=False), verdict=verdict)
+    with store.transaction(ACTOR) as tx:
+        tx.audit.append("version.withheld", model=model.name)
+        return tx.ledger.publish_version(claimed, draft)
+
+
+def _index(url):
+    return _rows(url, "SELECT subject, number, model, seq FROM audit_subjects ORDER BY subject, number, seq")
+
+
+def _holding(url):
+    return _rows(url, "SELECT number, held_on FROM versions WHERE holds ORDER BY number")
+
+
+def _rows(url, query):
+    engine = sa.create_engine(url)
+    with engine.connect() as connection:
+        rows = [tuple(row) for row in connection.exec_driver_sql(query)]
+    engine.dispose()
+    return rows
 
 
 def _migrate_in_process(url, start, results):

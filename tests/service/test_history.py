@@ -1,6 +1,9 @@
 from itertools import pairwise
 
+import sqlalchemy as sa
+
 from app.service import history, release
+from app.store.tables import audit_subjects
 from tests.service.conftest import House
 
 
@@ -30,6 +33,19 @@ def test_the_entries_of_a_version(house: House) -> None:
     kinds = [entry.kind for entry in history.version_audit(house.store, "gas", "1")]
     assert kinds[:2] == ["megabatch.accepted", "cycle.started"]
     assert kinds.count("alias.moved") == 2, "once to it, once away from it"
+
+
+def test_the_fsck_counts_the_index_of_the_log(house: House, database_url: str) -> None:
+    house.create()
+    house.upload()
+    assert history.examine(house.store) == []
+    engine = sa.create_engine(database_url)
+    with engine.begin() as connection:
+        connection.execute(sa.delete(audit_subjects).where(audit_subjects.c.subject == "megabatch"))
+    engine.dispose()
+    (finding,) = history.examine(house.store)
+    assert (finding.kind, "1 rows for entries 1 to 2 instead of 2" in finding.detail) == ("index", True), finding
+    assert history.verify_log(house.store).size == 2, "the log itself holds"
 
 
 def test_pruning_entries_state_planned_and_counted_density(house: House) -> None:

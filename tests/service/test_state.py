@@ -1,23 +1,41 @@
 """What a version hands on, and which past megabatches are still asked."""
 
+import json
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 
 from app.service.state import State, keep_state, spread, state_of
 from app.store.blobs import Blobs
+from app.store.numbers import Numbers
+
+
+@dataclass
+class Handing:
+    """The one thing of a version that is asked for."""
+
+    state: str
 
 
 def test_a_state_comes_back_as_it_was_kept(blobs: Blobs) -> None:
-    class Version:
-        pass
-
-    state = State(frozenset({1, 2, 9}), {2: np.array([True, False, True])}, {"arrived": 3}, frozenset({9}))
-    version = Version()
-    version.state = keep_state(blobs, state)  # type: ignore[attr-defined]
-    found = state_of(blobs, version)  # type: ignore[arg-type]
+    state = State(Numbers({1, 2, 9}), {2: np.array([True, False, True])}, {"arrived": 3}, frozenset({9}))
+    found = state_of(blobs, Handing(keep_state(blobs, state)))  # type: ignore[arg-type]
     assert (found.seen, dict(found.history), found.pinned) == ({1, 2, 9}, {"arrived": 3}, {9})
     assert np.array_equal(found.replay[2], state.replay[2])
     assert state_of(blobs, None) == State()
+
+
+def test_what_was_seen_takes_as_much_room_after_a_year_as_after_a_day(blobs: Blobs) -> None:
+    sizes = [blobs.size(keep_state(blobs, State(Numbers(range(1, seen + 1))))) for seen in (100, 10_000)]
+    assert sizes[1] - sizes[0] == 2
+
+
+def test_the_state_of_an_older_version_is_read(blobs: Blobs) -> None:
+    old = {"format": "espalier-state-2", "seen": [1, 2, 4], "replay": {}, "history": {}, "pinned": []}
+    found = state_of(blobs, Handing(blobs.put(json.dumps(old).encode())))  # type: ignore[arg-type]
+    assert found == State(Numbers([1, 2, 4]))
+    assert found.seen.runs == ((1, 2), (4, 4))
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 63, 64, 65, 66, 127, 128, 129, 1000, 4097])

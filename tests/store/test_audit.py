@@ -137,6 +137,35 @@ def test_pages_by_model_and_kind(store):
     assert walk(model="none") == []
 
 
+def test_entries_are_found_by_what_they_are_about(store):
+    make_model(store)
+    make_model(store, "other")
+    told = [
+        ("gas", {"cycle": 3, "version": 2}),
+        ("gas", {"from": 2, "to": 3}),
+        ("other", {"version": 2}),
+        (None, {"version": 2}),
+        ("gas", {"version": "2", "cycle": True, "megabatch": 2.0}),
+        ("gas", {"megabatch": 2, "cycle": 2, "version": None}),
+        ("gas", {"from": 2, "to": 2}),
+    ]
+    with store.transaction(ACTOR) as tx:
+        for model, parameters in told:
+            tx.audit.append("test", model=model, parameters=parameters)
+
+    def found(*subjects):
+        return [told.index((e.model, e.document["parameters"])) for e in tx.audit.about("gas", subjects)]
+
+    with store.reading() as tx:
+        assert found(("version", 2)) == [0, 1, 6]
+        assert found(("cycle", 3), ("version", 3)) == [0, 1]
+        assert found(("megabatch", 2)) == [5]
+        assert found(("cycle", 3), ("version", 2), ("cycle", 2)) == [0, 1, 5, 6]
+        assert found(("version", 9)) == found() == []
+        assert tx.audit.indexed(100) == 2 + 2 + 1 + 2 + 1
+        assert tx.audit.indexed(3) == 2
+
+
 @pytest.mark.parametrize("seq", [0, 2, -1, 2**63, 10**30])
 def test_unknown_entries(store, seq):
     _append(store, "one")

@@ -15,7 +15,7 @@ from app.errors import Fault, RefusedSql, SchemaMismatch, StorageFull, StoreBusy
 from app.store import database
 from app.store.blobs import Blobs
 from app.store.database import Store, journal_mode
-from app.store.tables import AUDITED, EXEMPT, LOG, metadata, models
+from app.store.tables import AUDITED, EXEMPT, LOG, idempotency_keys, metadata, models, uploads
 from tests.builders import ACTOR, claim, make_cycle, make_evaluation, make_megabatch, make_model, make_version
 
 AUDITED_TABLES = sorted(AUDITED)
@@ -54,6 +54,11 @@ def filled(store):
     with store.transaction(ACTOR) as tx:
         tx.ledger.tick(model, tx.now)
         tx.ledger.beat("worker-1")
+        soon = {"created_at": tx.now, "expires_at": tx.now}
+        upload = {"id": "u", "model_id": model.id, "state": "open", "actor": "tester", "offset": 0}
+        _connection(tx).execute(sa.insert(uploads).values(**upload, **soon))
+        _connection(tx).execute(sa.insert(idempotency_keys).values(actor="tester", key="k", **soon))
+        tx.audit.append("test", model="gas", parameters={"cycle": 1})
     return store
 
 
@@ -63,8 +68,8 @@ def filled(store):
 def test_every_table_is_audited_exempt_or_the_log():
     told = {"models", "recipes", "megabatches", "evaluation_sets", "cycles", "versions", "aliases", "alias_moves"}
     assert told == AUDITED
-    assert {"leases", "ticks", "workers"} == EXEMPT
-    assert {"audit_entries", "log_head"} == LOG
+    assert {"leases", "ticks", "workers", "uploads", "idempotency_keys"} == EXEMPT
+    assert {"audit_entries", "audit_subjects", "log_head"} == LOG
     assert set(metadata.tables) == AUDITED | EXEMPT | LOG
 
 

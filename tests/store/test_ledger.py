@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -19,10 +19,13 @@ from app.domain import (
     InputSpec,
     ModelState,
     Normalisation,
+    Page,
     Phase,
     Progress,
     Verdict,
+    Version,
     VersionStatus,
+    VersionSummary,
 )
 from app.errors import (
     AliasMoved,
@@ -35,6 +38,7 @@ from app.errors import (
     UnknownModel,
     UnknownVersion,
 )
+from app.store import ledger, releases
 from app.store.blobs import Blobs
 from app.store.database import Store
 from app.store.tables import versions, workers
@@ -82,7 +86,13 @@ def test_a_model_comes_back_as_it_was_created(store, clock):
 
 
 @pytest.mark.parametrize(
-    "spec", [InputSpec(), InputSpec(shape=(3,)), InputSpec(classes=("a", "b"), unseen_classes="extend")]
+    "spec",
+    [
+        InputSpec(),
+        InputSpec(shape=(3,)),
+        InputSpec(classes=("a", "b"), unseen_classes="extend"),
+        InputSpec(label="kind", features=("b", "a"), resize="crop"),
+    ],
 )
 def test_an_incomplete_input_stays_incomplete(store, spec):
     assert make_model(store, input=spec).input == spec
@@ -592,13 +602,19 @@ def test_a_version_comes_back_as_it_was_published(store, clock):
     with store.reading() as tx:
         assert tx.ledger.version("gas", 1) == version
         cycle = tx.ledger.cycle("gas", 1)
-    assert {name: getattr(version, name) for name in draft.__slots__} == {
-        name: getattr(draft, name) for name in draft.__slots__
-    }
+        assert tx.ledger.manifest("gas", 1) == draft.manifest
+        assert tx.ledger.summary(model, 1) == summary_of(version)
+        assert tx.ledger.time_line("gas", None, 9).items == (summary_of(version),)
+    kept = set(draft.__slots__) - {"manifest"}
+    assert {name: getattr(version, name) for name in kept} == {name: getattr(draft, name) for name in kept}
     assert version.metrics["validation_accuracy"] == 0.1 + 0.2
     assert (version.number, version.parent, version.cycle, version.created_at) == (1, None, 1, clock.now)
     assert (version.recipe_digest, version.recipe_revision) == (model.recipe_digest, 1)
     assert (cycle.state, cycle.version, cycle.finished_at) == (CycleState.PUBLISHED, 1, clock.now)
+
+
+def summary_of(version: Version) -> VersionSummary:
+    return VersionSummary(**{field.name: getattr(version, field.name) for field in fields(VersionSummary)})
 
 
 def test_numbers_that_json_cannot_hold_are_refused(store):
@@ -626,7 +642,7 @@ def test_only_initial_weights_make_version_zero(store):
     assert make_version(store, make_model(store, "other")).number == 1
     with store.reading() as tx:
         assert tx.ledger.version("gas", "0").number == 0
-        assert [v.number for v in tx.ledger.ancestry("gas", 1)] == [1, 0]
+        assert numbers_of(tx.ledger.ancestry("gas", 1, 9)) == [1, 0]
 
 
 def test_references_by_number_and_name(store):
@@ -661,10 +677,29 @@ def test_ancestry_follows_parents_not_numbers(store):
         tx.audit.append("alias.moved", model="gas")
     make_version(store, model)
     with store.reading() as tx:
-        assert [v.number for v in tx.ledger.ancestry("gas", 4)] == [4, 1]
-        assert [v.number for v in tx.ledger.ancestry("gas", 3)] == [3, 2, 1]
+        assert numbers_of(tx.ledger.ancestry("gas", 4, 9)) == [4, 1]
+        assert numbers_of(tx.ledger.ancestry("gas", 3, 9)) == [3, 2, 1]
+        assert [v.number for v in tx.ledger.ancestors(model, 3)] == [3, 2, 1]
         with pytest.raises(UnknownVersion):
-            tx.ledger.ancestry("gas", 5)
+            tx.ledger.ancestry("gas", 5, 9)
+
+
+def numbers_of(page: Page[Version]) -> list[int]:
+    assert page.next is None
+    return [version.number for version in page.items]
+
+
+def test_an_ancestry_is_read_page_by_page(store, monkeypatch):
+    monkeypatch.setattr(releases, "_STEPS", 2)
+    model = make_model(store)
+    for _ in range(5):
+        make_version(store, model)
+    with store.reading() as tx:
+        first = tx.ledger.ancestry("gas", 5, 2)
+        assert ([v.number for v in first.items], first.next) == ([5, 4], "3")
+        assert numbers_of(tx.ledger.ancestry("gas", 3, 3)) == [3, 2, 1]
+        line = list(tx.ledger.ancestors(model, 5))
+        assert line == [summary_of(tx.ledger.version("gas", number)) for number in (5, 4, 3, 2, 1)]
 
 
 def withhold(store, model, verdict: Verdict) -> int:
@@ -761,6 +796,34 @@ def test_an_alias_remembers_every_move(store, clock):
         assert at == [1, 2, 2, 1]
         with pytest.raises(UnknownAlias):
             tx.ledger.alias_at("gas", CHAMPION, times[0] - timedelta(microseconds=1))
+
+
+def test_the_times_of_moves_never_go_back(store, clock):
+    """Else an alias would have pointed to two versions at one time."""
+    model = make_model(store)
+    make_version(store, model)
+    noon = clock.now
+    clock.advance(-3600)
+    make_version(store, model)
+    with store.reading() as tx:
+        assert tx.ledger.alias("gas", CHAMPION).moved_at == noon
+        assert tx.ledger.alias_at("gas", CHAMPION, noon).version == 2
+        with pytest.raises(UnknownAlias):
+            tx.ledger.alias_at("gas", CHAMPION, clock.now)
+
+
+def test_a_queue_of_one_busy_model_holds_up_no_other(store):
+    """Its cycles fill more than the head of the queue, which is all that is looked at first."""
+    busy, idle = make_model(store), make_model(store, "idle")
+    for _ in range(ledger._HEAD + 5):
+        make_cycle(store, busy)
+    assert claim(store).model.name == "gas"
+    make_cycle(store, idle)
+    assert claim(store).model.name == "idle"
+    assert claim(store) is None
+    with store.reading() as tx:
+        waiting, running = tx.ledger.queue(busy)
+    assert (waiting, running.number) == (ledger._HEAD + 4, 1)
 
 
 def test_a_move_compares_revisions(store):
