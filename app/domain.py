@@ -43,6 +43,15 @@ class MegabatchStatus(StrEnum):
     QUARANTINED = "quarantined"
 
 
+class UploadState(StrEnum):
+    """Where a resumable upload stands."""
+
+    OPEN = "open"
+    COMPLETE = "complete"
+    ACCEPTED = "accepted"
+    REFUSED = "refused"
+
+
 class CycleState(StrEnum):
     """Where one attempt to prune, retrain and judge stands."""
 
@@ -90,13 +99,14 @@ class Normalisation:
 
     Attributes:
         name: ``none``; ``fixed`` (``mean`` and ``std`` given here); ``first-megabatch`` (statistics of the training
-            rows of the first megabatch, then frozen: they stand in every checkpoint).
+            rows of the first megabatch, then frozen: they stand in every checkpoint); ``running`` (of all training rows
+            that a version's lineage has taken in: each checkpoint has its own).
         signed_log: apply ``sign(x) * log1p(|x|)`` first (sensor data of very different scales).
         clip: clamp the standardised values to ``[-clip, clip]``; None leaves them.
         mean, std: one value per feature (flat inputs) or per channel (images, channels last); only for ``fixed``.
     """
 
-    name: Literal["none", "fixed", "first-megabatch"] = "first-megabatch"
+    name: Literal["none", "fixed", "first-megabatch", "running"] = "first-megabatch"
     signed_log: bool = False
     clip: float | None = 8.0
     mean: tuple[float, ...] = ()
@@ -105,6 +115,9 @@ class Normalisation:
 
 UnseenClasses = Literal["reject", "extend"]
 """What becomes of a label beyond a model's classes."""
+
+Resize = Literal["reject", "stretch", "crop", "pad"]
+"""What becomes of an image whose height and width are not the model's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +131,10 @@ class InputSpec:
         normalisation: how inputs are scaled; None until it is inferred.
         unseen_classes: what becomes of a megabatch with a label beyond ``classes``: it is refused (``reject``), or
             the classes grow, and the network's head with them (``extend``).
+        label: name of the column that holds the labels, where an upload has columns; None: the usual names are tried.
+        features: names of the columns that become the features, in this order; None until the first upload with
+            columns shows them.
+        resize: what becomes of images of another height and width: refused (``reject``), or fitted.
     """
 
     shape: tuple[int, ...] | None = None
@@ -125,10 +142,13 @@ class InputSpec:
     classes: tuple[str, ...] | None = None
     normalisation: Normalisation | None = None
     unseen_classes: UnseenClasses = "reject"
+    label: str | None = None
+    features: tuple[str, ...] | None = None
+    resize: Resize = "reject"
 
     @property
     def complete(self) -> bool:
-        """True when nothing is left to infer."""
+        """True when nothing is left to infer that training needs."""
         return None not in (self.shape, self.dtype, self.classes, self.normalisation)
 
 
@@ -219,6 +239,36 @@ class Megabatch:
     prequential: Prequential | None
     evaluation_overlap: int | None
     received_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """Bytes on their way to a megabatch, over as many requests as it takes.
+
+    Attributes:
+        length: bytes of the whole, once that is known.
+        offset: bytes that are durable; the upload goes on from here.
+        digest: of the whole, where it was declared.
+        media: type of the whole, where it was declared.
+        metadata: what a tus client said about it, as it said it.
+        megabatch: what it became.
+        problem: why it was refused: the error's class, its message, and a reason where it has one.
+        expires_at: when it is given up, or no longer remembered.
+    """
+
+    id: str
+    model: str
+    state: UploadState
+    actor: str
+    length: int | None
+    offset: int
+    digest: Digest | None
+    media: str | None
+    metadata: str | None
+    megabatch: int | None
+    problem: Mapping[str, Any] | None
+    created_at: datetime
+    expires_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -420,39 +470,50 @@ class VersionDraft:
 
 
 @dataclass(frozen=True, slots=True)
-class Version:
-    """A numbered, immutable result with parent, stage, metrics and verdict."""
+class VersionSummary:
+    """A version in short: what a time line draws and an ancestry is walked by.
+
+    Attributes:
+        swept_at, swept_reason: when and why the retention policy removed its bytes; None while they are there.
+    """
 
     model: str
     number: int
     parent: int | None
-    cycle: int
     status: VersionStatus
     stage: int
-    depth: int
-    recipe_revision: int
-    recipe_digest: Digest
     target_density: float
     kept: int
     total: int
-    layers: tuple[Layer, ...]
     metrics: Mapping[str, float]
-    verdict: Verdict
     checkpoint: Digest
     checkpoint_bytes: int
-    dense: Digest
     dense_bytes: int
-    mask_digest: Digest
     state: Digest
     megabatches: int
-    manifest: Mapping[str, Any]
     created_at: datetime
-    report: Mapping[str, Any] = field(default_factory=dict)
+    swept_at: datetime | None
+    swept_reason: str | None
 
     @property
     def density(self) -> float:
         """Counted density: kept prunable weights / all prunable weights."""
         return self.kept / self.total
+
+
+@dataclass(frozen=True, slots=True)
+class Version(VersionSummary):
+    """A numbered, immutable result with parent, stage, metrics and verdict. Its manifest is asked for by itself."""
+
+    cycle: int
+    depth: int
+    recipe_revision: int
+    recipe_digest: Digest
+    layers: tuple[Layer, ...]
+    verdict: Verdict
+    dense: Digest
+    mask_digest: Digest
+    report: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -226,7 +226,7 @@ def megabatch_reasons() -> set[str]:
 def _refuses(function: ast.expr, path: Path) -> bool:
     """Whether a call refuses a megabatch: by the error's own name, or by the decoders' short form of raising it."""
     name = getattr(function, "id", getattr(function, "attr", ""))
-    return name == errors.InvalidMegabatch.__name__ or (name == "_refuse" and path.parent.name == "intake")
+    return name == errors.InvalidMegabatch.__name__ or (name in ("refuse", "_refuse") and path.parent.name == "intake")
 
 
 def reasons() -> str:

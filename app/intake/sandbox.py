@@ -1,54 +1,66 @@
 """Run a decoder where it can do no harm: a subprocess with a clean environment, resource limits and a deadline.
 
-Knows: how to start the decoder, what it may use, and what its end means. Must never know: SQL, torch, HTTP.
+Knows: how to start the decoder, what it may use, and what its end means. Must never know: SQL, torch, HTTP, or how
+anything is decoded: a process that only asks for it imports none of it.
 
 Laws:
     * Whatever the upload does to the decoder (hang, crash, eat memory), the caller gets ``InvalidMegabatch`` in time.
-    * The child inherits no environment, descriptor or secret: it gets two paths and three numbers, and answers with one
-      line of JSON.
-    * The machine's fault is not called the upload's: a full disk raises ``StorageFull``, a decoder that cannot start
-      ``Fault``.
-
-``python -m app.intake.sandbox <upload> <work> <max_bytes> <seconds> <memory_bytes>`` is the child.
+    * The child inherits no environment, descriptor or secret: it gets two paths, limits and what the model's input
+      says, and answers with one line of JSON (``app.intake.child``).
+    * One child, one upload. What an upload may have done to its decoder ends with it.
+    * The machine's fault is not called the upload's: a full disk raises ``StorageFull``, a decoder that cannot start,
+      or ends before it has begun, ``Fault``.
+    * Starting takes longer than decoding a small upload: inside ``spare()`` a started child waits for the next one.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
-import math
 import os
-import resource
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from app.errors import Fault, InvalidMegabatch, StorageFull
-from app.intake.decoders import DecodedFiles, Limits, decode_npz
+from app.intake.arrays import DecodedFiles, Limits, Reading
 from app.intake.weights import check_weights
 
-__all__ = ["DecodedFiles", "Limits", "check_weights", "decode"]
+__all__ = ["DecodedFiles", "Limits", "Reading", "check_weights", "decode", "spare"]
 
 _log = logging.getLogger(__name__)
 
-_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
-"""All that the child's environment holds beside the module path: thread pools would only cost it address space."""
+_ENVIRONMENT = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "1",
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+}
+"""All that the child's environment holds beside the module path: pools would only cost it address space."""
 
-_SLACK = 1 << 20
-_ORPHAN_SECONDS = 5
+_BEGUN = b"begun\n"
+_LOOK_SECONDS = 1.0
+
+Child = subprocess.Popen[bytes]
 
 
-def decode(path: Path, work: Path, limits: Limits) -> DecodedFiles:
-    """Decode an npz upload into ``work/x.npy``, ``work/y.npy`` and ``work/ids.npy``, in a sandbox.
+def decode(
+    path: Path, work: Path, limits: Limits, reading: Reading | None = None, media: str | None = None
+) -> DecodedFiles:
+    """Decode an upload into ``work/x.npy``, ``work/y.npy`` and ``work/ids.npy``, in a sandbox.
 
     Args:
         path: the upload; nothing about it is trusted.
         work: an empty folder; after a refusal it may hold partial files.
         limits: for the child: bytes of the arrays, seconds by the wall clock, memory beyond the bare decoder's.
+        reading: what the model's input says about reading it.
+        media: the declared media type, if one was.
 
     Raises:
         InvalidMegabatch: with the decoder's reason (``app.intake.decoders``); ``too-slow``, ``too-large`` and
@@ -56,23 +68,24 @@ def decode(path: Path, work: Path, limits: Limits) -> DecodedFiles:
         StorageFull: the disk of ``work`` is full.
         Fault: the decoder could not be started or could not read or write its files.
     """
-    paths = [os.path.abspath(entry) for entry in sys.path]
-    arguments = (str(path.absolute()), str(work.absolute()), limits.max_bytes, limits.seconds, limits.memory_bytes)
+    job = {
+        "upload": str(path.absolute()),
+        "work": str(work.absolute()),
+        "limits": asdict(limits),
+        "reading": asdict(reading or Reading()),
+        "media": media,
+    }
+    line = json.dumps(job).encode() + b"\n"
     try:
-        child = subprocess.run(
-            [sys.executable, "-P", "-s", "-m", "app.intake.sandbox", *map(str, arguments)],
-            cwd=work,
-            env={**_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths)},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=limits.seconds,
-            check=False,
-        )
+        done = _SPARE.ask(line, limits.seconds) or _ask(_start(), line, limits.seconds)
     except subprocess.TimeoutExpired:
         raise _too_slow(limits) from None
-    answer = _answer(child.stdout)
+    if not done.stdout.startswith(_BEGUN):
+        _log.error("decoder ended with %d: %s", done.returncode, done.stderr[-2000:].decode(errors="replace"))
+        raise Fault(f"the decoder could not be started (exit status {done.returncode}): is the server installed whole?")
+    answer = _answer(done.stdout[len(_BEGUN) :])
     if answer is None:
-        raise _death(child, limits)
+        raise _death(done, limits)
     if "refused" in answer:
         raise InvalidMegabatch(*answer["refused"])
     if "full" in answer:
@@ -80,6 +93,121 @@ def decode(path: Path, work: Path, limits: Limits) -> DecodedFiles:
     if "fault" in answer:
         raise Fault(answer["fault"])
     return _files(answer["decoded"], work)
+
+
+@contextmanager
+def spare() -> Iterator[None]:
+    """Keep one started decoder waiting, for all threads of this process, until the end of the block."""
+    _SPARE.open()
+    try:
+        yield
+    finally:
+        _SPARE.close()
+
+
+# -- children ---------------------------------------------------------------------------------------------------------
+
+
+def _start() -> Child:
+    """A child that waits for its job on its standard input, and ends when that is closed."""
+    paths = [os.path.abspath(entry) for entry in sys.path]
+    return subprocess.Popen(
+        [sys.executable, "-P", "-s", "-m", "app.intake.child"],
+        cwd="/",
+        env={**_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        process_group=0,  # an interrupt at the terminal is the server's to handle
+    )
+
+
+def _ask(child: Child, line: bytes, seconds: float) -> subprocess.CompletedProcess[bytes]:
+    """Give a child its job, and see it to its end, which comes when the time is over."""
+    with child:
+        try:
+            stdout, stderr = child.communicate(line, timeout=seconds)
+        finally:
+            child.kill()  # without effect on one that has ended
+    return subprocess.CompletedProcess(child.args, child.returncode, stdout, stderr)
+
+
+class _Spare:
+    """At most one child that waits. Threads may share it; it counts those who have opened it."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._child: Child | None = None
+        self._users = 0
+        self._keeper: threading.Thread | None = None
+
+    def open(self) -> None:
+        """Keep a child ready from now on."""
+        with self._changed:
+            self._users += 1
+            if self._keeper is None:
+                self._keeper = threading.Thread(target=self._keep, name="spare-decoder", daemon=True)
+                self._keeper.start()
+
+    def close(self) -> None:
+        """Keep none, once all who opened it have closed it; returns when the last one has ended."""
+        with self._changed:
+            self._users -= 1
+            keeper = self._keeper if not self._users else None
+            if keeper is not None:
+                self._keeper = None
+            self._changed.notify_all()
+        if keeper is not None:
+            keeper.join()
+
+    def ask(self, line: bytes, seconds: float) -> subprocess.CompletedProcess[bytes] | None:
+        """Give the job to the child that waits, and start the next when it is done.
+
+        Returns:
+            None when no child waited, or it was gone before it began: the job is still to be done.
+        """
+        with self._changed:
+            child, self._child = self._child, None
+        if child is None:
+            return None
+        try:
+            done = _ask(child, line, seconds)
+        finally:
+            with self._changed:
+                self._changed.notify_all()
+        return done if done.stdout.startswith(_BEGUN) else None
+
+    def _keep(self) -> None:
+        """Start a child whenever none waits; look now and then whether it is still alive."""
+        me = threading.current_thread()
+        with self._changed:
+            while self._keeper is me:
+                if self._child is None or self._child.poll() is not None:
+                    self._renew()
+                self._changed.wait(_LOOK_SECONDS)
+            child, self._child = self._child, None
+        _end(child)
+
+    def _renew(self) -> None:
+        _end(self._child)
+        try:
+            self._child = _start()
+        except OSError as error:
+            self._child = None
+            _log.warning("no spare decoder could be started: %s", error)
+
+
+def _end(child: Child | None) -> None:
+    """Leave nothing of a child that had no job."""
+    if child is not None:
+        with child:
+            child.kill()
+
+
+_SPARE = _Spare()
+
+
+# -- answers ----------------------------------------------------------------------------------------------------------
 
 
 def _answer(stdout: bytes) -> dict[str, Any] | None:
@@ -100,6 +228,8 @@ def _files(decoded: dict[str, Any], work: Path) -> DecodedFiles:
             "ids": work / "ids.npy",
             "shape": tuple(decoded["shape"]),
             "labels": tuple((label, count) for label, count in decoded["labels"]),
+            "classes": None if decoded["classes"] is None else tuple(decoded["classes"]),
+            "features": None if decoded["features"] is None else tuple(decoded["features"]),
         }
     )
 
@@ -112,62 +242,10 @@ def _death(child: subprocess.CompletedProcess[bytes], limits: Limits) -> Excepti
     if child.returncode < 0:
         return InvalidMegabatch(
             "undecodable",
-            f"the npz made the decoder fail ({signal.Signals(-child.returncode).name}): write it again with np.savez",
+            f"the upload made the decoder fail ({signal.Signals(-child.returncode).name}): write it again",
         )
     return Fault(f"the decoder could not be started (exit status {child.returncode}): is the server installed whole?")
 
 
 def _too_slow(limits: Limits) -> InvalidMegabatch:
     return InvalidMegabatch("too-slow", f"decoding took over {limits.seconds:g} s: send fewer examples at a time")
-
-
-# -- the child --------------------------------------------------------------------------------------------------------
-
-
-def main(arguments: list[str]) -> None:
-    """Decode under limits and print one line of JSON: ``decoded``, ``refused``, ``full`` or ``fault``."""
-    upload, work, max_bytes, seconds, memory_bytes = arguments
-    limits = Limits(int(max_bytes), float(seconds), int(memory_bytes))
-    _confine(limits)
-    print(json.dumps(_outcome(Path(upload), Path(work), limits)))
-
-
-def _outcome(upload: Path, work: Path, limits: Limits) -> dict[str, Any]:
-    try:
-        return {"decoded": asdict(decode_npz(upload, work, limits)) | {"x": None, "y": None, "ids": None}}
-    except InvalidMegabatch as refusal:
-        return {"refused": [refusal.reason, str(refusal)]}
-    except MemoryError:
-        return {"refused": ["too-large", "decoding needs too much memory: send fewer examples at a time"]}
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return {"full": "the disk is full: nothing was kept; try again when there is space"}
-        if error.errno == errno.EFBIG:
-            return {"refused": ["too-large", "the arrays are over the limit: send fewer examples at a time"]}
-        return {"fault": f"the decoder cannot use its files: {error}"}
-    except Exception as error:  # what the decoder did not foresee is the upload's doing, and stays in here
-        sys.excepthook(*sys.exc_info())
-        return {"refused": ["undecodable", f"the npz cannot be decoded ({type(error).__name__}): use np.savez"]}
-
-
-def _confine(limits: Limits) -> None:
-    """Limit this process, for good, before it touches the upload. What the system cannot limit stays unlimited."""
-    signal.setitimer(signal.ITIMER_REAL, limits.seconds + _ORPHAN_SECONDS)  # ends it even if the parent is gone
-    ceilings = {
-        resource.RLIMIT_CPU: math.ceil(limits.seconds) + 1,
-        resource.RLIMIT_FSIZE: limits.max_bytes + _SLACK,
-        resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_NOFILE: 64,
-    }
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        used = int(statm.read_text().split()[0]) * resource.getpagesize()
-        ceilings[resource.RLIMIT_AS] = used + limits.memory_bytes
-    for kind, ceiling in ceilings.items():
-        hard = resource.getrlimit(kind)[1]
-        bound = ceiling if hard == resource.RLIM_INFINITY else min(ceiling, hard)
-        resource.setrlimit(kind, (bound, bound))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -10,13 +10,13 @@ Laws:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from app.domain import Actor, EvaluationSet, InputSpec, Megabatch, MegabatchDraft, Model
 from app.errors import InputUnknown
-from app.intake.decoders import Limits
+from app.intake.arrays import Limits
 from app.intake.sandbox import DecodedFiles
-from app.service.ingest import check_fit, decoded_draft
+from app.service.ingest import check_fit, decoded_draft, reading_of
 from app.service.overlap import ids_of, overlap
 from app.store.blobs import Blobs, Staged
 from app.store.database import Store
@@ -53,7 +53,8 @@ def set_evaluation(
         model = tx.ledger.model(name)
         before = tx.buffer.evaluation(model)
     require_input(model)
-    _, draft = decoded_draft(store.blobs, staged, limits, lambda decoded: _fitting(model.input, decoded))
+    reading = replace(reading_of(model.input), extend=False)
+    _, draft = decoded_draft(store.blobs, staged, limits, reading, lambda decoded: _fitting(model.input, decoded))
     again = before is not None and before.digest == draft.digest
     counted = {} if again else _counted(store, model, draft)
     with store.transaction(actor) as tx:
@@ -109,6 +110,11 @@ def require_input(model: Model) -> None:
 
 
 def _fitting(spec: InputSpec, decoded: DecodedFiles) -> InputSpec:
+    if spec.features is None and decoded.features is not None and len(decoded.features) > 1:
+        raise InputUnknown(
+            "the model does not know yet in which order columns become features: upload a megabatch with these columns "
+            "first, or create a model that declares them as input.features; or send the evaluation set as npz"
+        )
     remedy = (
         "correct y, or upload a megabatch with this label first, which extends the classes"
         if spec.unseen_classes == "extend"

@@ -2,12 +2,18 @@
 
 Knows: what a model's input spec asks of decoded arrays, and when the recipe's trigger is met. Must never know: HTTP,
 torch.
+
+Laws:
+    * What a megabatch means was read by the input spec that is in force when it is accepted: if another upload
+      completed or extended the spec meanwhile, it is decoded again.
+    * What is refused leaves one audit entry, and nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 from app.domain import (
     Actor,
@@ -21,10 +27,9 @@ from app.domain import (
     Normalisation,
     Page,
 )
-from app.errors import InvalidMegabatch
+from app.errors import InvalidMegabatch, StoreBusy
 from app.intake import sandbox
-from app.intake.decoders import Limits
-from app.intake.sandbox import DecodedFiles
+from app.intake.arrays import DecodedFiles, Limits, Reading
 from app.learning.recipe import EveryMegabatches, Recipe
 from app.service.models import describe_input, misfit, normalised_width
 from app.service.overlap import ids_of, overlap
@@ -40,6 +45,12 @@ FEW_CLASSES = 1000
 MOST_CLASSES = 10_000
 """Classes that unseen ones may extend a model to: a label beyond is taken for a mistake."""
 
+_SELF_EVIDENT = ("npz",)
+"""Formats that are read alike whatever a model's input spec says."""
+
+TRIES = 5
+"""How often an upload is decoded anew because another one changed the input spec meanwhile."""
+
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
@@ -50,24 +61,47 @@ class Accepted:
     cycle: Cycle | None
 
 
-def accept_megabatch(store: Store, name: str, staged: Staged, *, limits: Limits, actor: Actor) -> Accepted:
+def accept_megabatch(
+    store: Store, name: str, staged: Staged, *, limits: Limits, actor: Actor, media: str | None = None
+) -> Accepted:
     """Decode, check and keep an upload. The same arrays again return the first megabatch, however they are packed.
 
     Args:
         staged: the upload's bytes, durable but not yet trusted.
         limits: how much, and for how long, decoding may take.
+        media: the declared media type, if one was.
 
     Raises:
-        UnknownModel, InvalidMegabatch, MegabatchQuarantined: nothing was changed.
+        UnknownModel, MegabatchQuarantined: nothing was changed.
+        InvalidMegabatch: only the audit log says so.
+        StoreBusy: other uploads kept changing the model's input; nothing was changed.
     """
+    try:
+        for _ in range(TRIES):
+            if (accepted := _accept(store, name, staged, media, limits, actor)) is not None:
+                return accepted
+    except InvalidMegabatch as refusal:
+        _audit_refusal(store, name, staged, refusal, actor)
+        raise
+    raise StoreBusy("other uploads keep changing what the model is fed: send this one again")
+
+
+def _accept(
+    store: Store, name: str, staged: Staged, media: str | None, limits: Limits, actor: Actor
+) -> Accepted | None:
+    """One attempt; None when the input spec is no longer the one that the upload was read by."""
     with store.reading() as tx:
         model = tx.ledger.model(name)
         recipe = Recipe.resolve(tx.ledger.recipe(name).document)
         evaluation = tx.buffer.evaluation(model)
-    decoded, draft = decoded_draft(store.blobs, staged, limits, lambda decoded: completed(model.input, decoded, recipe))
+    reading = reading_of(model.input)
+    fit = partial(completed, model.input, recipe=recipe)
+    decoded, draft = decoded_draft(store.blobs, staged, limits, reading, fit, media)
     draft = _beside(store.blobs, draft, evaluation)
     with store.transaction(actor) as tx:
         model = tx.ledger.lock_model(name)
+        if decoded.format not in _SELF_EVIDENT and reading_of(model.input) != reading:
+            return None
         spec = completed(model.input, decoded, recipe)  # another upload may have been the first one meanwhile
         draft = replace(draft, histogram=_histogram(decoded, spec))
         if (now := tx.buffer.evaluation(model)) != evaluation:
@@ -84,12 +118,19 @@ def accept_megabatch(store: Store, name: str, staged: Staged, *, limits: Limits,
 
 
 def decoded_draft(
-    blobs: Blobs, staged: Staged, limits: Limits, fit: Callable[[DecodedFiles], InputSpec]
+    blobs: Blobs,
+    staged: Staged,
+    limits: Limits,
+    reading: Reading,
+    fit: Callable[[DecodedFiles], InputSpec],
+    media: str | None = None,
 ) -> tuple[DecodedFiles, MegabatchDraft]:
     """Decode an upload, check it, and keep its arrays.
 
     Args:
+        reading: what the model's input spec says about reading it.
         fit: checks the decoded arrays; gives the input spec that their values follow.
+        media: the declared media type, if one was.
 
     Returns:
         What was decoded (its files are gone by then), and the draft whose blobs are kept.
@@ -98,8 +139,21 @@ def decoded_draft(
         InvalidMegabatch: nothing was kept.
     """
     with blobs.workspace() as work:
-        decoded = sandbox.decode(staged.path, work, limits)
+        decoded = sandbox.decode(staged.path, work, limits, reading, media)
         return decoded, _keep(blobs, decoded, fit(decoded))
+
+
+def reading_of(spec: InputSpec) -> Reading:
+    """What an input spec says about reading an upload."""
+    return Reading(
+        label=spec.label,
+        features=spec.features,
+        classes=spec.classes,
+        extend=spec.unseen_classes == "extend",
+        shape=spec.shape,
+        dtype=spec.dtype,
+        resize=spec.resize,
+    )
 
 
 def get_megabatch(store: Store, name: str, number: int) -> tuple[Megabatch, InputSpec]:
@@ -123,7 +177,7 @@ def completed(spec: InputSpec, decoded: DecodedFiles, recipe: Recipe) -> InputSp
         InvalidMegabatch: "wrong-shape", "wrong-dtype", "label-out-of-range" or "one-class", with the remedy.
     """
     largest = _largest_label(decoded)
-    if spec.classes is None and largest >= max(FEW_CLASSES, 10 * len(decoded.labels)):
+    if spec.classes is None and decoded.classes is None and largest >= max(FEW_CLASSES, 10 * len(decoded.labels)):
         raise InvalidMegabatch(
             "label-out-of-range",
             f"label {largest} would mean {largest + 1} classes, but only {len(decoded.labels)} labels occur: "
@@ -133,7 +187,8 @@ def completed(spec: InputSpec, decoded: DecodedFiles, recipe: Recipe) -> InputSp
         spec,
         shape=spec.shape or decoded.shape,
         dtype=spec.dtype or decoded.dtype,
-        classes=_classes(spec, largest),
+        classes=_classes(spec, decoded),
+        features=spec.features or decoded.features,
         normalisation=spec.normalisation or _normalisation(decoded),
     )
     check_fit(full, decoded, _UNSEEN)
@@ -189,9 +244,12 @@ def _largest_label(decoded: DecodedFiles) -> int:
     return max(label for label, _ in decoded.labels)
 
 
-def _classes(spec: InputSpec, largest: int) -> tuple[str, ...]:
-    """Class names: the labels themselves where none are declared; those that come late are named for their label."""
+def _classes(spec: InputSpec, decoded: DecodedFiles) -> tuple[str, ...]:
+    """Class names: as the labels came, or the labels themselves; class numbers that come late get a name."""
+    largest = _largest_label(decoded)
     if spec.classes is None:
+        if decoded.classes is not None:
+            return _few(decoded.classes)
         return tuple(str(label) for label in range(largest + 1))
     known = len(spec.classes)
     if spec.unseen_classes == "reject" or largest < known:
@@ -202,7 +260,20 @@ def _classes(spec: InputSpec, largest: int) -> tuple[str, ...]:
             f"label {largest} would extend the model's {known} classes to {largest + 1}, more than {MOST_CLASSES}: "
             "number the classes from 0, or declare input.classes when the model is created",
         )
+    if decoded.classes is not None:
+        return decoded.classes
     return (*spec.classes, *_late(range(known, largest + 1), set(spec.classes)))
+
+
+def _few(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Names that become the classes of a model that has none."""
+    if len(names) > MOST_CLASSES:
+        raise InvalidMegabatch(
+            "too-many-labels",
+            f"there are {len(names)} different names, more than {MOST_CLASSES} classes: is this the label column? If "
+            "so, declare input.classes when the model is created",
+        )
+    return names
 
 
 def _late(labels: range, taken: set[str]) -> Iterator[str]:
@@ -266,6 +337,21 @@ def _enqueue_if_met(tx: Transaction, model: Model, recipe: Recipe) -> Cycle | No
     return tx.ledger.enqueue_cycle(model, CycleTrigger.MEGABATCHES, waiting[-1].number)
 
 
+def _same_but_classes(before: InputSpec, spec: InputSpec) -> bool:
+    """Whether nothing was inferred; classes that were added have an entry of their own."""
+    return before.complete and before == replace(spec, classes=before.classes)
+
+
+def _audit_refusal(store: Store, name: str, staged: Staged, refusal: InvalidMegabatch, actor: Actor) -> None:
+    with store.transaction(actor) as tx:
+        tx.audit.append(
+            "megabatch.rejected",
+            model=name,
+            reason=str(refusal),
+            parameters={"refusal": refusal.reason, "digest": staged.digest, "bytes": staged.size},
+        )
+
+
 def _audit(tx: Transaction, megabatch: Megabatch, before: InputSpec, spec: InputSpec, cycle: Cycle | None) -> None:
     overlap = megabatch.evaluation_overlap
     tx.audit.append(
@@ -277,7 +363,7 @@ def _audit(tx: Transaction, megabatch: Megabatch, before: InputSpec, spec: Input
             "examples": megabatch.examples,
             "histogram": list(megabatch.histogram),
             "cycle": cycle.number if cycle else None,
-            **({} if before.complete else {"inferred_input": describe_input(spec)}),
+            **({} if _same_but_classes(before, spec) else {"inferred_input": describe_input(spec)}),
             **({} if overlap is None else {"evaluation_overlap": overlap}),
         },
         inputs=[megabatch.x, megabatch.y, megabatch.ids],

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -25,8 +25,9 @@ from app.domain import (
     Normalisation,
     Page,
     RecipeRevision,
+    Resize,
     UnseenClasses,
-    Version,
+    VersionSummary,
 )
 from app.errors import InvalidInputSpec, InvalidName, InvalidRecipe, ModelExists, UnknownAlias, UnknownModel
 from app.intake.sandbox import check_weights
@@ -44,7 +45,7 @@ class ModelSummary:
 
     model: Model
     recipe: RecipeRevision
-    champion: Version | None
+    champion: VersionSummary | None
     champion_alias: Alias | None
     queued: int
     running: Cycle | None
@@ -220,6 +221,9 @@ def describe_input(spec: InputSpec) -> dict[str, Any]:
         if scaling
         else None,
         "unseen_classes": spec.unseen_classes,
+        "label": spec.label,
+        "features": list(spec.features) if spec.features else None,
+        "resize": spec.resize,
     }
 
 
@@ -251,12 +255,29 @@ def _input_faults(spec: InputSpec, recipe: Recipe) -> list[tuple[str, str] | Non
                 "late",
             )
         )
-    faults.append(_normalisation_fault(spec))
+    faults += [_normalisation_fault(spec), *_column_faults(spec)]
+    if spec.resize not in get_args(Resize):
+        faults.append(("/resize", f"unknown choice {spec.resize!r}; choose one of: {', '.join(get_args(Resize))}"))
     if recipe.initial_weights is not None and not spec.complete:
         faults.append(
             ("", "initial_weights need shape, dtype and classes declared, since the network is built before data comes")
         )
     return faults
+
+
+def _column_faults(spec: InputSpec) -> Iterator[tuple[str, str]]:
+    """What is wrong with the names of columns. One column may hold all values of an example, as a list of them."""
+    features = spec.features
+    if spec.label == "":
+        yield "/label", "needs the name of a column, or null for the usual ones"
+    if features is None:
+        return
+    if not features or "" in features or len(set(features)) < len(features):
+        yield "/features", "needs at least one column, each with a name of its own"
+    elif spec.label in features:
+        yield "/features", f"holds {spec.label!r}, which is the label's column"
+    elif spec.shape is not None and len(features) not in (1, math.prod(spec.shape)):
+        yield "/features", f"has {len(features)} columns, but an example has {math.prod(spec.shape)} values"
 
 
 def _normalisation_fault(spec: InputSpec) -> tuple[str, str] | None:
@@ -310,6 +331,9 @@ def _is_of(declared: InputSpec, present: InputSpec) -> bool:
         (declared.classes, known),
         (declared.normalisation, present.normalisation),
         (declared.unseen_classes, present.unseen_classes),
+        (declared.label, present.label),
+        (declared.features, present.features),
+        (declared.resize, present.resize),
     )
     return all(ours in (None, theirs) for ours, theirs in pairs)
 
@@ -345,7 +369,7 @@ def _from_initial_weights(store: Store, tx: Transaction, model: Model) -> Cycle:
 
 
 def _summary(tx: Transaction, model: Model) -> ModelSummary:
-    open_cycles = tx.ledger.open_cycles(model)
+    queued, running = tx.ledger.queue(model)
     newest = tx.ledger.cycles(model.name, None, 1).items
     try:
         alias = tx.ledger.alias(model.name, CHAMPION)
@@ -354,10 +378,10 @@ def _summary(tx: Transaction, model: Model) -> ModelSummary:
     return ModelSummary(
         model=model,
         recipe=tx.ledger.recipe(model.name),
-        champion=tx.ledger.version(model.name, alias.version) if alias else None,
+        champion=tx.ledger.summary(model, alias.version) if alias else None,
         champion_alias=alias,
-        queued=sum(cycle.state is CycleState.QUEUED for cycle in open_cycles),
-        running=next((cycle for cycle in open_cycles if cycle.state is CycleState.RUNNING), None),
+        queued=queued,
+        running=running,
         megabatches=tx.buffer.last_number(model),
         last_failure=next((cycle.reason for cycle in newest if cycle.failures), None),
     )

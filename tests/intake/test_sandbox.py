@@ -9,17 +9,20 @@ import subprocess
 import sys
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from safetensors.numpy import save
 
 from app.errors import Fault, InvalidMegabatch, InvalidWeights, StorageFull
-from app.intake import sandbox
+from app.intake import child, sandbox
 from app.intake.sandbox import Limits, check_weights, decode
 from espalier.formats.megabatch import arrays_digest, encode, example_ids
 from tests.intake.hostile import Entry, archive, npy_header
+from tests.intake.hostile_tables import A, labelled, to_parquet, to_stream
 
 LIMITS = Limits(max_bytes=256 << 20, seconds=20, memory_bytes=256 << 20)
 
@@ -104,7 +107,7 @@ def test_the_deadline_is_kept(tmp_path: Path, work: Path) -> None:
 
 
 def test_memory_is_limited(tmp_path: Path, work: Path) -> None:
-    path = upload(tmp_path, encode(np.zeros((400, 100_000), np.uint8), [0] * 400))
+    path = upload(tmp_path, encode(np.zeros((4, 32 << 20), np.uint8), [0] * 4))
     with pytest.raises(InvalidMegabatch, match="memory") as caught:
         decode(path, work, Limits(256 << 20, 20, 4 << 20))
     assert caught.value.reason == "too-large"
@@ -146,7 +149,7 @@ def test_a_decoder_that_cannot_start_is_a_fault(tmp_path: Path, work: Path, monk
 def test_a_dead_decoder_is_an_invalid_megabatch(
     number: signal.Signals, reason: str, tmp_path: Path, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "executable", str(script(tmp_path, f"kill -{int(number)} $$")))
+    monkeypatch.setattr(sys, "executable", str(script(tmp_path, f"echo begun; kill -{int(number)} $$")))
     with pytest.raises(InvalidMegabatch) as caught:
         decode(upload(tmp_path, b""), work, LIMITS)
     assert caught.value.reason == reason
@@ -154,15 +157,14 @@ def test_a_dead_decoder_is_an_invalid_megabatch(
 
 def test_the_child_inherits_nothing(tmp_path: Path, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ESPALIER_API_KEY", "a secret")
-    monkeypatch.setattr(
-        sys, "executable", str(script(tmp_path, "env > environment; ls -l /proc/self/fd > descriptors"))
-    )
+    look = f"env > {work}/environment; ls -l /proc/self/fd > {work}/descriptors"
+    monkeypatch.setattr(sys, "executable", str(script(tmp_path, look)))
     with (tmp_path / "open").open("w") as file:
         os.set_inheritable(file.fileno(), True)
         with pytest.raises(Fault):
             decode(upload(tmp_path, b""), work, LIMITS)
     names = {line.split("=")[0] for line in (work / "environment").read_text().splitlines()}
-    assert names <= {"PYTHONPATH", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MALLOC_ARENA_MAX", "PWD", "SHLVL", "_"}
+    assert names <= {*sandbox._ENVIRONMENT, "PYTHONPATH", "PWD", "SHLVL", "_"}
     assert str(tmp_path / "open") not in (work / "descriptors").read_text()
 
 
@@ -186,8 +188,8 @@ def peak_memory(path: Path, work: Path, limits: Limits) -> int:
     code = """
 import sys
 from pathlib import Path
-from app.intake.sandbox import Limits, _outcome
-_outcome(Path(sys.argv[1]), Path(sys.argv[2]), Limits(int(sys.argv[3])))
+from app.intake.child import Limits, outcome
+outcome(Path(sys.argv[1]), Path(sys.argv[2]), Limits(int(sys.argv[3])))
 lines = Path("/proc/self/status").read_text().splitlines()
 print(next(line.split()[1] for line in lines if line.startswith("VmHWM:")))
 """
@@ -199,19 +201,20 @@ print(next(line.split()[1] for line in lines if line.startswith("VmHWM:")))
 def test_the_child_confines_itself() -> None:
     code = """
 import json, resource, signal
-from app.intake.sandbox import Limits, _confine
-_confine(Limits(1000, 7.5, 1 << 20))
-kinds = ("CPU", "FSIZE", "CORE", "NOFILE", "AS")
+from pathlib import Path
+from app.intake.child import Limits, confine
+confine(Limits(1000, 7.5, 1 << 20), Path("absent"))
+kinds = ("CPU", "FSIZE", "CORE", "NOFILE", "AS", "DATA")
 limits = {kind: resource.getrlimit(getattr(resource, "RLIMIT_" + kind)) for kind in kinds}
 print(json.dumps({**limits, "alarm": signal.getitimer(signal.ITIMER_REAL)[0]}))
 """
     limits = in_a_child(code)
     assert isinstance(limits, dict)
-    assert limits["CPU"] == [9, 9]
+    assert limits["CPU"] == [17, 17], "two threads may work until the deadline"
     assert limits["FSIZE"] == [1000 + (1 << 20)] * 2
     assert limits["CORE"] == [0, 0]
     assert limits["NOFILE"] == [64, 64]
-    assert 0 < limits["AS"][1] < 8 << 30
+    assert 0 < limits["DATA"][1] < limits["AS"][1] < 8 << 30
     assert 7.5 < limits["alarm"] <= 12.5
 
 
@@ -219,9 +222,9 @@ def test_too_large_a_file_is_the_uploads_fault(tmp_path: Path, work: Path) -> No
     code = """
 import json, resource, sys
 from pathlib import Path
-from app.intake.sandbox import Limits, _outcome
+from app.intake.child import Limits, outcome
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-print(json.dumps(_outcome(Path(sys.argv[1]), Path(sys.argv[2]), Limits(1 << 30))))
+print(json.dumps(outcome(Path(sys.argv[1]), Path(sys.argv[2]), Limits(1 << 30))))
 """
     path = upload(tmp_path, encode(np.zeros((100, 100), np.float32), [0] * 100))
     answer = in_a_child(code, path, work)
@@ -233,10 +236,119 @@ def test_an_unforeseen_error_stays_inside(tmp_path: Path, work: Path, monkeypatc
     def surprised(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(sandbox, "decode_npz", surprised)
-    reason, message = sandbox._outcome(upload(tmp_path, b""), work, LIMITS)["refused"]
+    monkeypatch.setattr(child, "decode", surprised)
+    reason, message = child.outcome(upload(tmp_path, b""), work, LIMITS)["refused"]
     assert reason == "undecodable"
     assert "ZeroDivisionError" in message
+
+
+# -- the spare --------------------------------------------------------------------------------------------------------
+
+
+def waiting() -> subprocess.Popen[bytes]:
+    """The child that waits; there is one within seconds."""
+    deadline = time.monotonic() + 20
+    while (found := sandbox._SPARE._child) is None or found.poll() is not None:
+        assert time.monotonic() < deadline, "no spare was started"
+        time.sleep(0.01)
+    return found
+
+
+def gone(number: int) -> bool:
+    """Whether a process has ended and was taken notice of."""
+    return not Path(f"/proc/{number}").exists()
+
+
+def test_a_spare_takes_one_upload_and_the_next_one_follows(tmp_path: Path, work: Path) -> None:
+    path = upload(tmp_path, encode(np.zeros((4, 2), np.float32), [0, 1, 0, 1]))
+    with sandbox.spare():
+        first = waiting()
+        assert decode(path, work, LIMITS).examples == 4
+        assert (first.returncode, gone(first.pid)) == (0, True)
+        second = waiting()
+        assert second.pid != first.pid
+        with pytest.raises(InvalidMegabatch):
+            decode(upload(tmp_path, b"nonsense\0"), work, LIMITS)
+        assert gone(second.pid)
+        last = waiting()
+    assert gone(last.pid)
+    assert sandbox._SPARE._child is None
+
+
+def test_a_spare_that_died_is_replaced_and_not_the_uploads_fault(tmp_path: Path, work: Path) -> None:
+    path = upload(tmp_path, encode(np.zeros((4, 2), np.float32), [0, 1, 0, 1]))
+    with sandbox.spare():
+        first = waiting()
+        os.kill(first.pid, signal.SIGKILL)
+        assert decode(path, work, LIMITS).examples == 4
+        assert waiting().pid != first.pid
+        assert gone(first.pid)
+
+
+def test_threads_share_a_spare(tmp_path: Path) -> None:
+    path = upload(tmp_path, encode(np.zeros((4, 2), np.float32), [0, 1, 0, 1]))
+
+    def job(number: int) -> int:
+        folder = tmp_path / f"work-{number}"
+        folder.mkdir()
+        return decode(path, folder, LIMITS).examples
+
+    with sandbox.spare(), sandbox.spare(), ThreadPoolExecutor(4) as threads:
+        waiting()
+        assert list(threads.map(job, range(8))) == [4] * 8
+
+
+def test_the_spare_stays_while_anyone_has_it_open() -> None:
+    with sandbox.spare():
+        with sandbox.spare():
+            number = waiting().pid
+        assert waiting().pid == number
+    assert gone(number)
+
+
+def test_a_child_without_a_parent_ends_by_itself() -> None:
+    code = """
+import json, os
+from app.intake import sandbox
+child = sandbox._start()
+print(child.pid, flush=True)
+os._exit(0)
+"""
+    number = in_a_child(code)
+    assert isinstance(number, int)
+    deadline = time.monotonic() + 20
+    while not gone(number):
+        assert time.monotonic() < deadline, "it waits for ever"
+        time.sleep(0.01)
+
+
+def test_nothing_is_imported_after_the_limits_are_set(tmp_path: Path, work: Path) -> None:
+    code = """
+import io, json, sys
+from pathlib import Path
+from app.intake import child
+sys.stdin = io.TextIOWrapper(io.BytesIO(b""))
+child.main()
+before = set(sys.modules)
+answers = [child.outcome(Path(path), Path(sys.argv[1]), child.Limits(1 << 20)) for path in sys.argv[2:]]
+late = sorted(name for name in set(sys.modules) - before if not name.startswith("encodings."))
+print(json.dumps([late, [list(answer) for answer in answers]]))
+"""
+    table = labelled(A, pa.array(["u"] * len(A)).dictionary_encode())
+    uploads = [to_parquet(table), to_stream(table), b"a,label\n1,0\n", b'{"x":[1],"y":0}']
+    for number, data in enumerate(uploads):
+        (tmp_path / str(number)).write_bytes(data)
+    paths = [tmp_path / str(number) for number in range(len(uploads))]
+    assert in_a_child(code, work, *paths) == [[], [["decoded"]] * len(uploads)]
+
+
+def test_who_asks_imports_no_decoder() -> None:
+    code = """
+import json, sys
+import app.intake.sandbox
+print(json.dumps([name for name in ("pyarrow", "PIL", "pandas") if name in sys.modules]))
+"""
+    assert in_a_child(code) == []
 
 
 # -- initial weights --------------------------------------------------------------------------------------------------

@@ -1,12 +1,15 @@
+import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from app.domain import CycleTrigger
+from app.domain import CycleTrigger, InputSpec
 from app.errors import InvalidInputSpec, InvalidMegabatch, MegabatchQuarantined, ModelExists, UnknownModel
+from app.intake import sandbox
 from app.service import cycles, ingest, models
 from tests.service.conftest import ACTOR, RECIPE, House, blob_of_examples
 
@@ -74,7 +77,7 @@ def test_later_megabatches_must_follow_the_spec(
     with pytest.raises(InvalidMegabatch) as caught:
         house.upload(x=x, y=y)
     assert caught.value.reason == reason
-    assert house.kinds() == before
+    assert house.kinds() == [*before, "megabatch.rejected"]
     assert len(ingest.list_megabatches(house.store, "gas", after=None, limit=10)[0].items) == 1
 
 
@@ -85,6 +88,119 @@ def test_one_class_alone_cannot_be_inferred_but_can_be_declared(house: House) ->
         house.upload("open", x=x, y=y * 0)
     house.create("declared", classes=("good", "bad"))
     assert house.upload("declared", x=x, y=y * 0).new
+
+
+def test_a_refusal_is_audited_with_its_reason_and_the_digest_of_the_body(house: House) -> None:
+    house.create()
+    with pytest.raises(InvalidMegabatch) as caught:
+        house.upload_bytes(b"nonsense\0")
+    with house.store.reading() as tx:
+        (entry,) = tx.audit.entries("gas", None, 10, "megabatch.rejected").items
+        assert tx.ledger.model("gas").input == InputSpec()
+    assert entry.document["reason"] == str(caught.value)
+    assert entry.document["parameters"] == {
+        "refusal": "unknown-format", "digest": "sha256:" + hashlib.sha256(b"nonsense\0").hexdigest(), "bytes": 9
+    }  # fmt: skip
+    assert list((house.store.blobs.root / "staging").iterdir()) == []
+
+
+# -- columns and names -------------------------------------------------------------------------------------------------
+
+
+def text(columns: str, *rows: str) -> bytes:
+    return "\n".join((columns, *rows, "")).encode()
+
+
+def spec_of(house: House, name: str = "gas") -> InputSpec:
+    return models.describe_model(house.store, name).model.input
+
+
+def test_the_first_upload_with_columns_shows_them(house: House) -> None:
+    house.create()
+    first = house.upload_bytes(text("a,b,label", "1,10,red", "2,20,blue", "3,30,red"))
+    spec = spec_of(house)
+    assert (spec.features, spec.classes, spec.shape, spec.label) == (("a", "b"), ("blue", "red"), (2,), None)
+    assert first.megabatch.histogram == (1, 2)
+    with house.store.reading() as tx:
+        (entry,) = tx.audit.entries("gas", None, 10, "megabatch.accepted").items
+    assert entry.document["parameters"]["inferred_input"]["features"] == ["a", "b"]
+    again = house.upload_bytes(text("label,b,a", "red,10,1", "blue,20,2", "red,30,3"))
+    assert (again.new, again.megabatch.number) == (False, 1), "another order of columns is the same megabatch"
+    with pytest.raises(InvalidMegabatch, match="'c'"):
+        house.upload_bytes(text("a,b,c,label", "1,10,7,red"))
+    with pytest.raises(InvalidMegabatch, match="'green'"):
+        house.upload_bytes(text("a,b,label", "1,10,green"))
+
+
+def test_arrays_first_and_columns_later(house: House) -> None:
+    house.create(classes=("x", "y", "z"))
+    house.upload(seed=1)
+    assert spec_of(house).features is None
+    names = ",".join("abcdefgh")
+    house.upload_bytes(text(f"{names},label", "1,2,3,4,5,6,7,8,y", "8,7,6,5,4,3,2,1,x"))
+    assert spec_of(house).features == tuple("abcdefgh")
+    assert spec_of(house).classes == ("x", "y", "z")
+    with house.store.reading() as tx:
+        entries = tx.audit.entries("gas", None, 10, "megabatch.accepted").items
+    assert entries[-1].document["parameters"]["inferred_input"]["features"] == list("abcdefgh")
+
+
+def test_new_names_extend_the_classes_where_they_may(house: House) -> None:
+    house.create(unseen_classes="extend", label="kind")
+    house.upload_bytes(text("a,b,kind", "1,10,red", "2,20,blue"))
+    accepted = house.upload_bytes(text("a,b,kind", "1,10,violet", "3,30,green", "2,20,red"))
+    assert classes(house) == ("blue", "red", "green", "violet")
+    assert accepted.megabatch.histogram == (0, 1, 1, 1)
+    with house.store.reading() as tx:
+        (entry,) = tx.audit.entries("gas", None, 10, "model.classes-extended").items
+    assert entry.document["parameters"]["added"] == ["green", "violet"]
+
+
+def test_ten_thousand_names_are_no_classes_unless_declared(house: House) -> None:
+    house.create()
+    rows = [f"{n},name-{n}" for n in range(ingest.MOST_CLASSES + 1)]
+    with pytest.raises(InvalidMegabatch, match=r"input\.classes") as caught:
+        house.upload_bytes(text("a,label", *rows))
+    assert caught.value.reason == "too-many-labels"
+    assert house.upload_bytes(text("a,label", *rows[1:])).new
+
+
+def test_two_first_uploads_at_once_never_mislabel(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the first one is decoded, another one completes the spec: its classes and its order of columns hold."""
+    house.create(unseen_classes="extend")
+    decode, meanwhile = sandbox.decode, [text("b,a,label", "10,1,red", "20,2,white")]
+
+    def slow(*arguments: Any) -> Any:
+        found = decode(*arguments)
+        if meanwhile:
+            house.upload_bytes(meanwhile.pop())
+        return found
+
+    monkeypatch.setattr(sandbox, "decode", slow)
+    late = house.upload_bytes(text("a,b,label", "3,30,white", "4,40,azure", "5,50,azure"))
+    spec = spec_of(house)
+    assert (spec.classes, spec.features) == (("red", "white", "azure"), ("b", "a"))
+    assert late.megabatch.histogram == (0, 1, 2)
+    assert np.load(house.store.blobs.path(late.megabatch.x)).tolist() == [[30, 3], [40, 4], [50, 5]]
+    assert np.load(house.store.blobs.path(late.megabatch.y)).tolist() == [1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("spec", "pointer"),
+    [
+        ({"label": ""}, "/label"),
+        ({"features": ()}, "/features"),
+        ({"features": ("a", "a")}, "/features"),
+        ({"features": ("a", "")}, "/features"),
+        ({"features": ("a", "b"), "label": "a"}, "/features"),
+        ({"features": ("a", "b"), "shape": (3,)}, "/features"),
+        ({"resize": "squeeze"}, "/resize"),
+    ],
+)
+def test_columns_that_cannot_work_are_refused(house: House, spec: dict[str, Any], pointer: str) -> None:
+    with pytest.raises(InvalidInputSpec) as caught:
+        house.create(**spec)
+    assert [fault[0] for fault in caught.value.errors] == [pointer]
 
 
 # -- labels that nobody declared ---------------------------------------------------------------------------------------

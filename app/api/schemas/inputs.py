@@ -19,15 +19,19 @@ INPUT = {
     "classes": ["ethanol", "ethylene"],
     "normalisation": {"name": "first-megabatch", "signed_log": True, "clip": 8.0, "mean": [], "std": []},
     "unseen_classes": "reject",
+    "label": None,
+    "features": None,
+    "resize": "reject",
 }
 
 
 class NewNormalisation(Asked):
     """How inputs are scaled before the network sees them."""
 
-    name: Literal["none", "fixed", "first-megabatch"] = Field(
+    name: Literal["none", "fixed", "first-megabatch", "running"] = Field(
         "first-megabatch",
-        description="`first-megabatch`: its statistics, then frozen; `fixed`: `mean` and `std` given here; `none`.",
+        description="`first-megabatch`: its statistics, then frozen; `running`: those of all training examples so far; "
+        "`fixed`: `mean` and `std` given here; `none`.",
     )
     signed_log: bool = Field(
         False, description="Apply `sign(x) * log1p(|x|)` first: sensor values of very different scales."
@@ -50,6 +54,7 @@ class NewInput(Asked):
         {"classes": ["ethanol", "ethylene"], "shape": [128], "dtype": "float32"},
         {"classes": 10},
         {"unseen_classes": "extend"},
+        {"label": "species", "features": ["height", "width", "petals"]},
     )
 
     shape: list[Annotated[int, Field(ge=1, le=2**31)]] | None = Field(
@@ -67,6 +72,23 @@ class NewInput(Asked):
         description="What becomes of a megabatch with a label beyond the classes: `reject` refuses it, `extend` adds "
         "the class, and an output of the network with it.",
     )
+    label: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
+        None,
+        description="Column that holds the labels, in uploads with columns (Parquet, Arrow, CSV, JSON lines). Null: "
+        "the one of `label`, `labels`, `y`, `target`, `class` that is there.",
+    )
+    features: list[Annotated[str, Field(min_length=1, max_length=200)]] | None = Field(
+        None,
+        min_length=1,
+        max_length=2**20,
+        description="Columns that become the features, in this order. Null: those of the first upload with columns, in "
+        "its order.",
+    )
+    resize: Literal["reject", "stretch", "crop", "pad"] = Field(
+        "reject",
+        description="What becomes of an image of another height and width: `reject` refuses the megabatch, `stretch` "
+        "scales it, `crop` scales its short side and cuts, `pad` scales its long side and fills with zeros.",
+    )
 
     def to_domain(self) -> domain.InputSpec:
         """As the rooms below say it."""
@@ -77,13 +99,16 @@ class NewInput(Asked):
             classes=None if names is None else tuple(names),
             normalisation=None if self.normalisation is None else self.normalisation.to_domain(),
             unseen_classes=self.unseen_classes,
+            label=self.label,
+            features=None if self.features is None else tuple(self.features),
+            resize=self.resize,
         )
 
 
 class Normalisation(BaseModel):
     """How inputs are scaled before the network sees them."""
 
-    name: str = Field(description="`first-megabatch`, `fixed` or `none`.")
+    name: str = Field(description="`first-megabatch`, `running`, `fixed` or `none`.")
     signed_log: bool = Field(description="Whether `sign(x) * log1p(|x|)` comes first.")
     clip: float | None = Field(description="Scaled values are clamped to `[-clip, clip]`; null: they are not.")
     mean: list[float] = Field(description="One value per feature or channel; empty unless `fixed`.")
@@ -109,6 +134,11 @@ class Input(BaseModel):
     unseen_classes: str = Field(
         description="What becomes of a label beyond the classes: `reject` refuses it, `extend` adds the class."
     )
+    label: str | None = Field(description="Column that holds the labels; null: the usual names are tried.")
+    features: list[str] | None = Field(
+        description="Columns that become the features, in order; null before the first upload with columns."
+    )
+    resize: str = Field(description="What becomes of images of another size: `reject`, `stretch`, `crop` or `pad`.")
 
     @classmethod
     def from_domain(cls, spec: domain.InputSpec) -> Self:
@@ -119,6 +149,9 @@ class Input(BaseModel):
             classes=None if spec.classes is None else list(spec.classes),
             normalisation=None if spec.normalisation is None else Normalisation.from_domain(spec.normalisation),
             unseen_classes=spec.unseen_classes,
+            label=spec.label,
+            features=None if spec.features is None else list(spec.features),
+            resize=spec.resize,
         )
 
 
