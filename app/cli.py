@@ -1,4 +1,4 @@
-"""The server's commands: serve, work, migrate, doctor, demo. They join ``espalier`` where the server is installed.
+"""The server's commands: serve, work, migrate, doctor, retention, demo. They join ``espalier`` where it is installed.
 
 Knows: every edge, and how a deployment's processes start and end. Must never know: torch (the worker is a process of
 its own), or what a use case decides.
@@ -30,11 +30,13 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from app import __version__
+from app.api.wire import Wire
 from app.config import Settings
 from app.demo import Options, run
 from app.errors import EspalierError, SchemaMismatch
 from app.service import history
-from app.store.blobs import Blobs
+from app.service.opening import open_store
+from app.service.retention import Policy, planned
 from app.store.database import Store
 from app.store.migrate import migrate as migrate_database
 from app.store.migrate import newest_revision
@@ -50,7 +52,7 @@ DataDir = Annotated[Path | None, typer.Option(help="Folder for data. [env: ESPAL
 
 def register(app: typer.Typer) -> None:
     """Add the server's commands to a command line."""
-    for command in (serve, work, migrate, doctor, demo):
+    for command in (serve, work, migrate, doctor, retention, demo):
         app.command(rich_help_panel="Server")(command)
 
 
@@ -78,6 +80,7 @@ def serve(
     if parent_pipe is not None:
         parent.when_closed(parent_pipe, lambda: os.kill(os.getpid(), signal.SIGTERM))
     database = _ready_database(settings)
+    _ready_blobs(settings)
     listener = _listen(settings.host, settings.port)
     os.environ["ESPALIER_PORT"] = str(listener.getsockname()[1])
     _announce(settings, listener, database, worker=worker)
@@ -116,8 +119,10 @@ def doctor(
     settings = _settings(data_dir=data_dir)
     store = _open(settings)
     try:
+        store.blobs.check()
         store.check_schema()
         findings = history.examine(store)
+        unnamed = history.unnamed(store)
     except (EspalierError, SQLAlchemyError) as error:
         _refuse(_first_line(error))
     finally:
@@ -130,7 +135,38 @@ def doctor(
         typer.echo(
             f"{len(findings)} findings" if findings else "all is well: blobs, numbers, aliases and audit log hold"
         )
+        if unnamed.blobs:
+            typer.echo(
+                f"no row names {unnamed.blobs} blobs of {unnamed.bytes:,} bytes: dense forms, and what was left "
+                "behind; a worker sweeps them when they are old enough"
+            )
     raise typer.Exit(1 if findings else 0)
+
+
+def retention(
+    data_dir: DataDir = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the versions as JSON.")] = False,
+) -> None:
+    """List the versions that retention would take the bytes of now. Changes nothing: a worker does it, hourly."""
+    settings = _settings(data_dir=data_dir)
+    policy = Policy.of(settings)
+    store = _open(settings)
+    try:
+        store.check_schema()
+        versions = planned(store, settings)
+    except (EspalierError, SQLAlchemyError) as error:
+        _refuse(_first_line(error))
+    finally:
+        store.dispose()
+    if as_json:
+        rows = [{"model": v.model, "number": v.number, "checkpoint_bytes": v.checkpoint_bytes} for v in versions]
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    for v in versions:
+        typer.echo(f"{v.model} {v.number}: {v.checkpoint_bytes:,} bytes, of {v.created_at:%Y-%m-%d}")
+    typer.echo(str(policy) if policy else "every version is kept: set ESPALIER_KEEP_VERSIONS or ESPALIER_KEEP_DAYS")
+    freed = sum(v.checkpoint_bytes for v in versions)
+    typer.echo(f"{len(versions)} versions would lose {freed:,} bytes of checkpoints")
 
 
 def demo(
@@ -183,7 +219,21 @@ def _setting_fault(where: tuple[int | str, ...], message: str) -> str:
 
 
 def _open(settings: Settings) -> Store:
-    return Store(settings.resolved_database_url, Blobs(settings.data_dir / "blobs"))
+    try:
+        return open_store(settings)
+    except (EspalierError, OSError) as error:
+        _refuse(_first_line(error))
+
+
+def _ready_blobs(settings: Settings) -> None:
+    """Find out now whether blobs can be reached and written, and say what to do if not."""
+    store = _open(settings)
+    try:
+        store.blobs.check()
+    except EspalierError as error:
+        _refuse(_first_line(error))
+    finally:
+        store.dispose()
 
 
 def _ready_database(settings: Settings) -> str:
@@ -243,7 +293,7 @@ def _announce(settings: Settings, listener: socket.socket, database: str, *, wor
         "access": "with the key in ESPALIER_API_KEY"
         if settings.api_key
         else "open to everyone on this machine; set ESPALIER_API_KEY to close it",
-        "data": str(settings.data_dir.absolute()),
+        "data": str(settings.data_dir.absolute()) + (f", blobs in {settings.blobs_url}" if settings.blobs_url else ""),
         "database": database,
         "worker": f"one, beside the API, on {settings.device}"
         if worker
@@ -259,6 +309,7 @@ def _run_api(settings: Settings, listener: socket.socket) -> None:
     config = uvicorn.Config(
         "app.api.process:application",
         factory=True,
+        http=Wire,
         host=settings.host,
         port=listener.getsockname()[1],
         workers=settings.workers,

@@ -41,13 +41,52 @@ class Settings(BaseSettings):
         "Unset: open, on loopback only.",
     )
     max_upload_bytes: Annotated[int, Field(ge=1024)] = Field(
-        1024 * _MIB, description="Largest accepted request body, in bytes."
+        4096 * _MIB, description="Largest accepted request body, in bytes."
     )
     max_megabatch_bytes: Annotated[int, Field(ge=1024)] = Field(
         2048 * _MIB, description="Largest accepted megabatch after decoding, in bytes."
     )
     decode_seconds: Annotated[float, Field(gt=0)] = Field(
         60.0, description="Deadline for decoding one upload, in seconds."
+    )
+    min_upload_bytes_per_second: Annotated[int, Field(ge=0)] = Field(
+        1024,
+        description="A body that comes slower than this, averaged over half a minute, is cut off; what a resumable "
+        "upload received stays. 0 waits for the slowest.",
+    )
+    upload_expiry_seconds: Annotated[float, Field(ge=60)] = Field(
+        24 * 3600.0, description="How long a resumable upload is kept after its last byte or its outcome, in seconds."
+    )
+    max_open_uploads: Annotated[int, Field(ge=1)] = Field(
+        64, description="Resumable uploads of one model that may be unfinished at once."
+    )
+    max_staged_bytes: Annotated[int, Field(ge=1024)] = Field(
+        64 * 1024 * _MIB, description="Bytes that all unfinished resumable uploads may come to, by declared length."
+    )
+    respond_async_bytes: Annotated[int, Field(ge=0)] = Field(
+        512 * _MIB,
+        description="A megabatch sent in one request is answered with 202 and decoded afterwards when its body is "
+        "larger than this, or on `Prefer: respond-async`.",
+    )
+    idempotency_seconds: Annotated[float, Field(ge=60)] = Field(
+        24 * 3600.0, description="How long the answer to an `Idempotency-Key` is kept, in seconds."
+    )
+    refresh_seconds: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.2,
+        description="How often an API process looks for what other processes changed, in seconds: "
+        "what its polls and event streams say is at most so old, and the time of the look.",
+    )
+    longest_wait_seconds: Annotated[int, Field(ge=0, le=3600)] = Field(
+        60, description="Longest wait that a poll is granted with `Prefer: wait`, in seconds; 0 grants none."
+    )
+    polled_addresses: Annotated[int, Field(ge=0)] = Field(
+        10_000, description="Polled addresses that an API process answers from memory; 0 reads the database every time."
+    )
+    accel_redirect: Annotated[str, Field(pattern=r"^((/[A-Za-z0-9._~-]+)+/)?$")] = Field(
+        "",
+        description="Prefix of an internal location of nginx that serves `<data_dir>/blobs`, such as "
+        "`/internal-blobs/`: downloads are then answered with `X-Accel-Redirect`, and nginx sends the bytes. "
+        "Empty: the service sends them.",
     )
     architectures: dict[str, str] = Field(
         default_factory=dict,
@@ -83,6 +122,28 @@ class Settings(BaseSettings):
     )
     orphan_grace_seconds: Annotated[float, Field(ge=60)] = Field(
         24 * 3600.0, description="Age from which bytes that no row names are swept, in seconds."
+    )
+    blobs_url: str = Field(
+        "",
+        pattern=r"^(s3://[^/]+(/.*)?|file:///.+)?$",
+        description="Where blobs lie: `s3://bucket/prefix`, with credentials, region and endpoint from the `AWS_*` "
+        "variables, or `file:///folder`. Empty: `<data_dir>/blobs`.",
+    )
+    cache_bytes: Annotated[int, Field(ge=_MIB)] = Field(
+        20 * 1024 * _MIB,
+        description="Bytes that copies of a bucket's blobs may take in `<data_dir>/blobs/cache`. What any process of "
+        "the machine has asked for within the last minute stays even beyond it.",
+    )
+    keep_versions: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="Rollback window: so many of the newest versions of each model, and so many ancestors of what each "
+        "alias names, keep their bytes. With `keep_days` unset, too, 0 keeps every version for ever.",
+    )
+    keep_days: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="Rollback window by age: bytes of younger versions are kept, too, in days."
+    )
+    keep_every: Annotated[int, Field(ge=0)] = Field(
+        0, description="Beside the rollback window, bytes of every version whose number this divides are kept; 0: none."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe message to log.")
 

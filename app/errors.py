@@ -11,10 +11,14 @@
     │   ├── DigestMismatch
     │   ├── UploadTooLarge
     │   ├── LengthMismatch
+    │   ├── ChecksumMismatch     one part of a resumable upload; the parts before it stay
+    │   ├── KeyReused            an idempotency key that came with other content before
     │   └── NotAnAncestor
     ├── NotFound
     │   ├── UnknownModel  UnknownMegabatch  UnknownEvaluationSet  UnknownCycle
-    │   └── UnknownVersion  UnknownAlias  UnknownEntry
+    │   ├── UnknownVersion  UnknownAlias  UnknownEntry
+    │   ├── UnknownUpload  UploadExpired
+    │   └── VersionSwept         its row is there, its bytes are not
     ├── Conflict                 true in itself, but not now
     │   ├── ModelExists
     │   ├── MegabatchQuarantined
@@ -23,6 +27,10 @@
     │   ├── ModelPaused
     │   ├── AliasMoved           a lost race: the alias's revision is another one by now
     │   ├── PreconditionMissing  a move of an alias without If-Match
+    │   ├── OffsetMismatch       .expected: where the upload goes on
+    │   ├── UploadBusy           another request is writing it
+    │   ├── UploadClosed         it is complete
+    │   ├── KeyInUse             the first request with this idempotency key still runs
     │   └── LeaseLost            the cycle was superseded, or another worker holds it
     ├── Denied
     │   └── KeyRequired
@@ -30,7 +38,8 @@
     │   ├── TrainingDiverged     losses, scores or weights became infinite or NaN
     │   └── NetworkUnusable      the network does not fit its input, or has nothing to prune
     ├── Unavailable              try again later
-    │   ├── StoreBusy  StorageFull
+    │   ├── StoreBusy  StorageFull  TooManyUploads
+    │   └── StorageUnreachable  StorageRefused
     └── Fault                    a law of the house is broken
         ├── UnauditedChange      a transaction changed audited rows without an audit entry
         ├── RefusedSql           text or driver-level SQL, or a change of an audit entry
@@ -102,6 +111,14 @@ class LengthMismatch(BadInput):
     """An upload ended before, or went past, its declared length."""
 
 
+class ChecksumMismatch(BadInput):
+    """A part of a resumable upload does not have its checksum; it was dropped, and the parts before it stay."""
+
+
+class KeyReused(BadInput):
+    """An idempotency key was sent with other content before."""
+
+
 class NotAnAncestor(BadInput):
     """A rollback aims at a version that the champion does not descend from."""
 
@@ -136,6 +153,18 @@ class UnknownAlias(NotFound):
 
 class UnknownEntry(NotFound):
     """The log has no entry of this number."""
+
+
+class UnknownUpload(NotFound):
+    """No resumable upload has this id."""
+
+
+class UploadExpired(NotFound):
+    """A resumable upload was left alone for too long."""
+
+
+class VersionSwept(NotFound):
+    """The retention policy has removed the bytes of this version; its row, metrics and audit entries stay."""
 
 
 class Conflict(EspalierError):
@@ -174,6 +203,29 @@ class LeaseLost(Conflict):
     """The cycle is no longer this worker's: superseded, or reclaimed by another."""
 
 
+class OffsetMismatch(Conflict):
+    """A part does not begin where the upload goes on. ``expected`` is where it does."""
+
+    def __init__(self, expected: int, provided: int) -> None:
+        super().__init__(
+            f"the upload goes on at byte {expected}, not at {provided}: ask for its offset, then send from there"
+        )
+        self.expected = expected
+        self.provided = provided
+
+
+class UploadBusy(Conflict):
+    """Another request is writing or decoding this upload."""
+
+
+class UploadClosed(Conflict):
+    """The upload is complete; nothing can be appended."""
+
+
+class KeyInUse(Conflict):
+    """The first request with this idempotency key still runs."""
+
+
 class Denied(EspalierError):
     """The caller may not do this."""
 
@@ -204,6 +256,18 @@ class StoreBusy(Unavailable):
 
 class StorageFull(Unavailable):
     """The disk is full."""
+
+
+class StorageUnreachable(Unavailable):
+    """The bucket that holds the blobs does not answer."""
+
+
+class StorageRefused(Unavailable):
+    """The bucket that holds the blobs is not there, or denies access: its owner must mend that."""
+
+
+class TooManyUploads(Unavailable):
+    """As many uploads are open, or bytes of them staged, as this deployment allows."""
 
 
 class Fault(EspalierError):

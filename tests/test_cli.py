@@ -18,6 +18,7 @@ from app.domain import Actor
 from app.store.blobs import Blobs
 from app.store.database import Store
 from app.store.migrate import newest_revision
+from tests.builders import make_model, make_version
 
 
 @pytest.fixture(autouse=True)
@@ -140,6 +141,36 @@ def test_doctor_on_a_database_that_is_not_there(tmp_path: Path) -> None:
     done = run("doctor", "--data-dir", tmp_path)
     assert done.exit_code == 1
     assert "espalier migrate" in done.stderr
+
+
+def test_doctor_tells_of_blobs_that_no_row_names(tmp_path: Path) -> None:
+    assert run("migrate", "--data-dir", tmp_path).exit_code == 0
+    Blobs(tmp_path / "blobs").put(b"an orphan")
+    done = run("doctor", "--data-dir", tmp_path)
+    assert done.exit_code == 0
+    assert "no row names 1 blobs of 9 bytes" in done.output
+
+
+def test_retention_shows_what_would_go_and_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("migrate", "--data-dir", tmp_path).exit_code == 0
+    store = Store(f"sqlite:///{tmp_path / 'espalier.db'}", Blobs(tmp_path / "blobs"))
+    model = make_model(store)
+    for _ in range(3):
+        make_version(store, model)
+    store.dispose()
+    assert "every version is kept" in run("retention", "--data-dir", tmp_path).output
+    monkeypatch.setenv("ESPALIER_KEEP_VERSIONS", "1")
+    for _ in "twice":
+        as_json = run("retention", "--data-dir", tmp_path, "--json")
+        assert json.loads(as_json.output) == [{"model": "gas", "number": 1, "checkpoint_bytes": 40}]
+    told = run("retention", "--data-dir", tmp_path).output
+    assert "gas 1: 40 bytes" in told and "1 versions would lose 40 bytes" in told
+
+
+def test_a_place_for_blobs_that_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ESPALIER_BLOBS_URL", "http://bucket")
+    done = run("doctor", "--data-dir", tmp_path)
+    assert done.exit_code == 2 and "ESPALIER_BLOBS_URL" in done.stderr
 
 
 def test_a_password_is_not_shown(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ Knows: which rooms an API process needs. Must never know: torch, the worker, or 
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 
 import anyio
 from fastapi import FastAPI, Request, Response
@@ -17,13 +17,21 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
 
 from app import __version__
+from app.api.broadcast import Broadcast
 from app.api.declared import Application
+from app.api.idempotency import Idempotency
+from app.api.leaving import on_leaving
 from app.api.middleware import Edge
+from app.api.polling import Polls
 from app.api.problems import on_error
-from app.api.routes import aliases, audit, cycles, evaluation, health, megabatches, models, versions
+from app.api.routes import aliases, audit, cycles, evaluation, events, health, megabatches, models, uploads, versions
+from app.api.settling import Settling
+from app.api.wire import SHORTCUT, Shortcut
 from app.config import Settings
 from app.errors import EspalierError
-from app.store.blobs import Blobs
+from app.intake import sandbox
+from app.service.feed import Feed
+from app.service.opening import open_store
 from app.store.database import Store
 
 _TAGS = [
@@ -33,6 +41,7 @@ _TAGS = [
     {"name": "versions", "description": "Results: look at, download, promote, roll back."},
     {"name": "aliases", "description": "Movable names of versions."},
     {"name": "audit", "description": "What was done, by whom, and whether the log still holds."},
+    {"name": "events", "description": "What happens, as it happens."},
     {"name": "health", "description": "For whoever runs the service."},
 ]
 
@@ -48,7 +57,8 @@ def create_app(settings: Settings) -> FastAPI:
             f"refusing to listen on {settings.host} without a key: "
             "set ESPALIER_API_KEY, or listen on 127.0.0.1 (ESPALIER_HOST)"
         )
-    routers = [noun.router for noun in (models, megabatches, evaluation, cycles, versions, aliases, audit, health)]
+    nouns = (models, megabatches, uploads, evaluation, cycles, versions, aliases, audit, events, health)
+    routers = [noun.router for noun in nouns]
     routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
     app = Application(
         title="Espalier",
@@ -65,27 +75,44 @@ def create_app(settings: Settings) -> FastAPI:
         ),
     )
     app.state.settings = settings
-    app.add_middleware(Edge, settings=settings)
+    app.state.polls = Polls(most=settings.polled_addresses, longest_wait=settings.longest_wait_seconds)
+    app.state.broadcast = Broadcast()
+    app.add_middleware(Idempotency)
+    app.add_middleware(Edge, settings=settings, polls=app.state.polls)
     for router in routers:
         app.include_router(router)
+    headed = {route.path for route in routes if "HEAD" in (route.methods or ())}
     for route in routes:
-        if "GET" in (route.methods or ()):
+        if "GET" in (route.methods or ()) and route.path not in headed:
             _answer_head(app, route)
     app.add_exception_handler(405, _method_not_allowed(routes))
     return app
 
 
 @asynccontextmanager
-async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, object]]:
     settings: Settings = app.state.settings
-    store = Store(settings.resolved_database_url, Blobs(settings.data_dir / "blobs"))
+    store = open_store(settings)
     try:
         store.check_schema()
         app.state.store = store
         app.state.decoding = anyio.CapacityLimiter(max(2, os.cpu_count() or 1))
-        yield
+        app.state.settling = Settling(store, settings, app.state.decoding)
+        with sandbox.spare(), _keeping_up(app.state.polls, app.state.broadcast, store, settings):
+            yield {SHORTCUT: Shortcut(settings, app.state.polls)}
+            await app.state.settling.close()
     finally:
         store.dispose()
+
+
+@contextmanager
+def _keeping_up(polls: Polls, broadcast: Broadcast, store: Store, settings: Settings) -> Iterator[None]:
+    """Follow the log; when the process is asked to stop, nothing may wait for it any more."""
+    feed = Feed(store, (polls, broadcast), every=settings.refresh_seconds)
+    polls.start(feed)
+    broadcast.start(feed.seen)
+    with feed.running(), on_leaving(polls.leave, broadcast.leave):
+        yield
 
 
 def _operation_id(route: APIRoute) -> str:

@@ -42,11 +42,12 @@ class Kind:
     slug: str
     title: str
     headers: Mapping[str, str] = field(default_factory=dict)
+    namespace: str = "urn:espalier:problem:"
 
     @property
     def type(self) -> str:
         """The URI that programs compare."""
-        return f"urn:espalier:problem:{self.slug}"
+        return f"{self.namespace}{self.slug}"
 
 
 TABLE: dict[type[errors.EspalierError], Kind] = {
@@ -59,14 +60,23 @@ TABLE: dict[type[errors.EspalierError], Kind] = {
     errors.DigestMismatch: Kind(400, "digest-mismatch", "The bytes do not have the declared digest"),
     errors.UploadTooLarge: Kind(413, "upload-too-large", "The upload is too large"),
     errors.LengthMismatch: Kind(400, "length-mismatch", "The upload does not have the declared length"),
+    errors.ChecksumMismatch: Kind(460, "checksum-mismatch", "The part does not have its checksum"),
+    errors.KeyReused: Kind(422, "idempotency-key-reused", "The idempotency key came with other content before"),
     errors.NotAnAncestor: Kind(422, "not-an-ancestor", "The champion does not descend from this version"),
     errors.UnknownModel: Kind(404, "unknown-model", "No such model"),
     errors.UnknownMegabatch: Kind(404, "unknown-megabatch", "No such megabatch"),
     errors.UnknownEvaluationSet: Kind(404, "unknown-evaluation-set", "The model has no evaluation set"),
     errors.UnknownCycle: Kind(404, "unknown-cycle", "No such cycle"),
     errors.UnknownVersion: Kind(404, "unknown-version", "No such version"),
+    errors.VersionSwept: Kind(410, "version-swept", "The version's bytes were removed"),
     errors.UnknownAlias: Kind(404, "unknown-alias", "No such alias"),
     errors.UnknownEntry: Kind(404, "unknown-entry", "No such audit entry"),
+    errors.UnknownUpload: Kind(404, "unknown-upload", "No such upload"),
+    errors.UploadExpired: Kind(410, "upload-expired", "The upload has expired"),
+    errors.OffsetMismatch: Kind(409, "offset-mismatch", "The upload goes on elsewhere"),
+    errors.UploadBusy: Kind(423, "upload-busy", "Another request is writing the upload", {"Retry-After": "1"}),
+    errors.UploadClosed: Kind(409, "upload-closed", "The upload is complete"),
+    errors.KeyInUse: Kind(409, "idempotency-key-in-use", "The first request still runs", {"Retry-After": "1"}),
     errors.ModelExists: Kind(409, "model-exists", "The name is taken"),
     errors.MegabatchQuarantined: Kind(409, "megabatch-quarantined", "This content is quarantined"),
     errors.InputUnknown: Kind(409, "input-unknown", "The model's input is not known yet"),
@@ -78,6 +88,11 @@ TABLE: dict[type[errors.EspalierError], Kind] = {
     errors.KeyRequired: Kind(401, "key-required", "A key is needed", {"WWW-Authenticate": 'Bearer realm="espalier"'}),
     errors.StoreBusy: Kind(503, "store-busy", "The database is busy", {"Retry-After": "1"}),
     errors.StorageFull: Kind(507, "storage-full", "The disk is full"),
+    errors.StorageUnreachable: Kind(
+        503, "storage-unreachable", "The bucket of the blobs does not answer", {"Retry-After": "5"}
+    ),
+    errors.StorageRefused: Kind(503, "storage-refused", "The bucket of the blobs denies access", {"Retry-After": "60"}),
+    errors.TooManyUploads: Kind(429, "too-many-uploads", "Too many uploads are unfinished", {"Retry-After": "10"}),
     errors.TrainingDiverged: Kind(500, "training-diverged", "Training diverged"),
     errors.NetworkUnusable: Kind(500, "network-unusable", "The network cannot be used"),
     errors.UnauditedChange: Kind(500, "unaudited-change", "A change without an audit entry was rolled back"),
@@ -108,6 +123,13 @@ RANGE = Kind(416, "range-not-satisfiable", "The range lies outside the checkpoin
 CROSS_ORIGIN = Kind(403, "cross-origin", "Refused from another origin")
 DISCONNECTED = Kind(400, "client-disconnected", "The client went away")
 
+TUS_VERSION = Kind(412, "tus-version", "Another version of tus is spoken here")
+
+_IANA = "https://iana.org/assignments/http-problem-types#"
+MISMATCHING_OFFSET = Kind(409, "mismatching-upload-offset", "The upload goes on elsewhere", namespace=_IANA)
+COMPLETED_UPLOAD = Kind(400, "completed-upload", "The upload is complete", namespace=_IANA)
+INCONSISTENT_LENGTH = Kind(400, "inconsistent-upload-length", "The lengths contradict each other", namespace=_IANA)
+
 _POINTER_ROOT: dict[type[errors.EspalierError], str] = {
     errors.InvalidRecipe: "/recipe",
     errors.InvalidInputSpec: "/input",
@@ -130,10 +152,12 @@ class HttpProblem(HTTPException):
         *,
         errors: Sequence[Mapping[str, str]] = (),
         headers: Mapping[str, str] | None = None,
+        extension: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(kind.status, detail, {**kind.headers, **(headers or {})})
         self.kind = kind
         self.errors = tuple(errors)
+        self.extension = extension or {}
 
 
 def kind_of(error: type[BaseException]) -> Kind:
@@ -165,13 +189,13 @@ def problem_response(error: Exception, request_id: str | None) -> Response:
     return JSONResponse(document, kind.status, headers, media_type=PROBLEM_JSON)
 
 
-_Described = tuple[Kind, str, Sequence[Mapping[str, str]], Mapping[str, str], Mapping[str, str]]
+_Described = tuple[Kind, str, Sequence[Mapping[str, str]], Mapping[str, str], Mapping[str, Any]]
 
 
 def _describe(error: Exception) -> _Described:
     match error:
         case HttpProblem():
-            return error.kind, error.detail, error.errors, error.headers or {}, {}
+            return error.kind, error.detail, error.errors, error.headers or {}, error.extension
         case RequestValidationError():
             faults = list(_faults(error.errors()))
             told = "; ".join(f"{fault['pointer'] or 'body'}: {fault['detail']}" for fault in faults[:5])

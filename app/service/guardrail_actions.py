@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 
 from app.domain import CHAMPION, Claim, Cycle, CycleTrigger, Digest, Model, Trip, Verdict, Version
 from app.errors import CorruptBlob, MissingBlob
@@ -42,9 +43,9 @@ def settled(store: Store, claim: Claim, verdict: Verdict, trips: Sequence[Trip])
     if claim.parent is None or breaches < 2:  # the candidate alone
         return verdict
     with store.reading() as tx:
-        lineage = tx.ledger.ancestry(claim.model.name, claim.parent.number)
-    before = lineage[breaches - 1 :]
-    to = next((v.number for v in before if all(_whole(store, d) for d in (v.checkpoint, v.state))), None)
+        before = islice(tx.ledger.ancestors(claim.model, claim.parent.number), breaches - 1, None)
+        there = (v for v in before if v.swept_at is None)
+        to = next((v.number for v in there if all(_whole(store, d) for d in (v.checkpoint, v.state))), None)
     if to is None:
         told = f"champion {claim.parent.number} stays: no version before the breaches is left to restore"
     else:

@@ -22,6 +22,9 @@ from app.store.database import Store, Transaction
 _LONGEST_RETRY = 3600.0
 """Seconds that the doubling wait before a retry never exceeds."""
 
+_LONGEST_OUTAGE = 60.0
+"""The same where nothing is wrong with the cycle: so soon after an outage it goes on."""
+
 
 def reclaim(store: Store, settings: Settings, actor: Actor) -> list[Cycle]:
     """Put cycles whose worker fell silent back into the queue; they go on from their snapshot.
@@ -94,6 +97,7 @@ def fail(
     events: Sequence[Event] = (),
     trip: Trip | None = None,
     held: bool = False,
+    passing: bool = False,
 ) -> None:
     """Queue a failed cycle again after a wait that doubles; or, when it cannot or should not be tried again, pause
     its model.
@@ -104,10 +108,13 @@ def fail(
         events: what happened before.
         trip: the guardrail that tripped with it: another attempt comes before the pause, if it asks for one.
         held: whether guardrails held the density in this cycle already.
+        passing: it was no fault of the cycle, such as a full disk or a bucket that is away: no number of such failures
+            pauses the model.
     """
     failures = claim.cycle.failures + 1
-    given_up = final or failures >= settings.max_failures
-    wait = min(settings.retry_seconds * 2 ** (failures - 1), _LONGEST_RETRY)
+    given_up = final or (failures >= settings.max_failures and not passing)
+    longest = _LONGEST_OUTAGE if passing else _LONGEST_RETRY
+    wait = min(settings.retry_seconds * 2.0 ** min(failures - 1, 30), longest)
     with store.transaction(actor) as tx:
         model = tx.ledger.lock_model(claim.model.name)
         retry_at = None if given_up else tx.now + timedelta(seconds=wait)

@@ -11,11 +11,13 @@ Laws:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import dropwhile, islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from app.domain import (
     CHAMPION,
@@ -26,17 +28,31 @@ from app.domain import (
     CycleTrigger,
     Digest,
     Megabatch,
-    MegabatchStatus,
     Model,
     Page,
     Version,
+    VersionSummary,
 )
-from app.errors import Conflict, CorruptBlob, NotAnAncestor, PreconditionMissing, UnknownAlias, UnknownVersion
+from app.errors import (
+    Conflict,
+    CorruptBlob,
+    Fault,
+    MissingBlob,
+    NotAnAncestor,
+    NotFound,
+    PreconditionMissing,
+    UnknownAlias,
+    UnknownVersion,
+)
 from app.service.state import enqueue_rest, state_of
 from app.store.database import Store, Transaction
+from app.store.releases import expect_bytes
 from espalier.formats import checkpoint
 
 Form = Literal["sparse", "dense"]
+
+_LISTED = 20
+"""Ancestors that a refusal names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +107,23 @@ def list_versions(store: Store, name: str, *, after: int | None, limit: int) -> 
         return tx.ledger.versions(name, after, limit)
 
 
-def lineage(store: Store, name: str, ref: str) -> list[Version]:
-    """A version and its ancestors, up to the first."""
+def get_manifest(store: Store, name: str, ref: str) -> tuple[VersionView, Mapping[str, Any]]:
+    """A version by number or alias, and the manifest that stands in its checkpoint."""
     with store.reading() as tx:
-        return tx.ledger.ancestry(name, _view(tx, name, ref).version.number)
+        view = _view(tx, name, ref)
+        return view, tx.ledger.manifest(name, view.version.number)
+
+
+def lineage(store: Store, name: str, ref: str, *, start: int | None, limit: int) -> Page[Version]:
+    """A version and its ancestors, up to the first.
+
+    Args:
+        start: go on from this ancestor.
+        limit: at most this many.
+    """
+    with store.reading() as tx:
+        number = _view(tx, name, ref).version.number
+        return tx.ledger.ancestry(name, number if start is None else start, limit)
 
 
 def get_alias(store: Store, name: str, alias: str) -> Alias:
@@ -122,15 +151,27 @@ def open_checkpoint(store: Store, name: str, ref: str, form: Form) -> OpenCheckp
     """The file behind a version: the sparse checkpoint as published, or the same tensors dense.
 
     Raises:
-        UnknownModel, UnknownVersion: no such version.
+        UnknownModel, UnknownVersion, VersionSwept: no such version, or its bytes were given up.
         MissingBlob, CorruptBlob: its bytes are gone or changed; never served.
     """
     view = get_version(store, name, ref)
+    try:
+        return _open_sparse(store, view) if form == "sparse" else _open_dense(store, view)
+    except MissingBlob:
+        expect_bytes(get_version(store, name, ref).version)  # it may have been swept between the look and the open
+        raise
+
+
+def _open_sparse(store: Store, view: VersionView) -> OpenCheckpoint:
     version = view.version
-    if form == "sparse":
-        return OpenCheckpoint(
-            store.blobs.verified(version.checkpoint), version.checkpoint, version.checkpoint_bytes, version, view.alias
-        )
+    expect_bytes(version)
+    path = store.blobs.verified(version.checkpoint)
+    return OpenCheckpoint(path, version.checkpoint, version.checkpoint_bytes, version, view.alias)
+
+
+def _open_dense(store: Store, view: VersionView) -> OpenCheckpoint:
+    version = view.version
+    expect_bytes(version)
     return OpenCheckpoint(_dense_file(store, version), version.dense, version.dense_bytes, version, view.alias)
 
 
@@ -158,9 +199,10 @@ def roll_back(
     Raises:
         PreconditionMissing, AliasMoved: the champion's revision was not given, or is another one.
         NotAnAncestor: the target is no ancestor of the champion; the message lists those that are.
-        UnknownMegabatch, UnknownVersion, CorruptBlob: nothing was changed.
+        UnknownMegabatch, UnknownVersion, VersionSwept, CorruptBlob: nothing was changed.
     """
     revision = _required(expected_revision)
+    _fetch_ahead(store, name, to)
     with store.transaction(actor) as tx:
         model = tx.ledger.lock_model(name)
         previous = _champion(tx, name)
@@ -202,15 +244,17 @@ def promote(
 
     Raises:
         PreconditionMissing, AliasMoved: the champion's revision was not given, or is another one.
-        UnknownVersion, CorruptBlob, Conflict: nothing was changed.
+        UnknownVersion, VersionSwept, CorruptBlob, Conflict: nothing was changed.
     """
     revision = _required(expected_revision)
+    _fetch_ahead(store, name, str(number))
     with store.transaction(actor) as tx:
         model = tx.ledger.lock_model(name)
         version = tx.ledger.version(name, number)
         previous = _alias_or_none(tx, name)
         if previous is not None and previous.version == number:
             raise Conflict(f"version {number} of {name!r} is the champion already")
+        expect_bytes(version)
         for digest in (version.checkpoint, version.state):
             store.blobs.verified(digest)
         alias = tx.ledger.move_alias(model, CHAMPION, number, expected_revision=revision, reason=reason)
@@ -234,6 +278,19 @@ def _required(revision: int | None) -> int:
     return revision
 
 
+def _fetch_ahead(store: Store, name: str, to: str | None) -> None:
+    """Fetch and hash what the transaction will look at, so that a large file or a slow bucket holds up no writer. What
+    is wrong with it, the transaction says.
+    """
+    with suppress(NotFound, Fault):
+        with store.reading() as tx:
+            target: VersionSummary = tx.ledger.version(name, CHAMPION if to is None else to)
+            if to is None:
+                target = next(_ancestors(tx, tx.ledger.model(name), target), target)
+        for digest in (target.checkpoint, target.state):
+            store.blobs.verified(digest)
+
+
 def _champion(tx: Transaction, name: str) -> Version:
     try:
         return tx.ledger.version(name, CHAMPION)
@@ -249,30 +306,46 @@ def _alias_or_none(tx: Transaction, name: str) -> Alias | None:
 
 
 def _target(store: Store, tx: Transaction, model: Model, champion: Version, to: str | None) -> Version:
-    ancestors = tx.ledger.ancestry(model.name, champion.number)[1:]
-    numbers = ", ".join(str(version.number) for version in ancestors)
-    choices = f"roll back to one of {numbers}" if ancestors else "it has no ancestor to roll back to"
     if to is None:
-        clean = (version for version in ancestors if not _holds_quarantined(store, tx, model, version))
-        if (found := next(clean, None)) is None:
-            raise NotAnAncestor(
-                f"no ancestor of champion {champion.number} is free of quarantined megabatches: {choices}"
-            )
-        return found
+        quarantined = tx.buffer.quarantined(model)
+        line = (version for version in _ancestors(tx, model, champion) if version.swept_at is None)
+        if (found := next((v for v in line if not _holds_any(store, v, quarantined)), None)) is not None:
+            return tx.ledger.version(model.name, found.number)
+        raise NotAnAncestor(
+            f"no ancestor of champion {champion.number} has its bytes and is free of quarantined megabatches: "
+            f"{_choices(tx, model, champion)}"
+        )
     wanted = tx.ledger.version(model.name, to)
     if wanted.number == champion.number:
-        raise NotAnAncestor(f"version {wanted.number} is the champion already: {choices}")
-    if wanted.number not in {version.number for version in ancestors}:
+        raise NotAnAncestor(f"version {wanted.number} is the champion already: {_choices(tx, model, champion)}")
+    # A parent is always numbered before its child.
+    older = dropwhile(lambda version: version.number > wanted.number, _ancestors(tx, model, champion))
+    if (found := next(older, None)) is None or found.number != wanted.number:
         raise NotAnAncestor(
-            f"version {wanted.number} is no ancestor of champion {champion.number}: {choices}, "
-            f"or promote version {wanted.number} instead"
+            f"version {wanted.number} is no ancestor of champion {champion.number}: "
+            f"{_choices(tx, model, champion)}, or promote version {wanted.number} instead"
         )
+    expect_bytes(wanted)
     return wanted
 
 
-def _holds_quarantined(store: Store, tx: Transaction, model: Model, version: Version) -> bool:
-    seen = sorted(state_of(store.blobs, version).seen)
-    return any(m.status is MegabatchStatus.QUARANTINED for m in tx.buffer.training_set(model, seen))
+def _ancestors(tx: Transaction, model: Model, version: VersionSummary) -> Iterator[VersionSummary]:
+    return islice(tx.ledger.ancestors(model, version.number), 1, None)
+
+
+def _choices(tx: Transaction, model: Model, champion: Version) -> str:
+    there = (version for version in _ancestors(tx, model, champion) if version.swept_at is None)
+    nearest = [str(version.number) for version in islice(there, _LISTED + 1)]
+    if not nearest:
+        return "it has no ancestor to roll back to"
+    return f"roll back to one of {', '.join(nearest[:_LISTED])}{' or older ones' if len(nearest) > _LISTED else ''}"
+
+
+def _holds_any(store: Store, version: VersionSummary, megabatches: Sequence[int]) -> bool:
+    if not megabatches:
+        return False
+    seen = state_of(store.blobs, version).seen
+    return any(number in seen for number in megabatches)
 
 
 def replace_open_cycles(

@@ -35,6 +35,7 @@ from app.domain import (
     Cycle,
     CycleState,
     CycleTrigger,
+    Digest,
     EvaluationSet,
     InputSpec,
     Megabatch,
@@ -55,6 +56,7 @@ from app.errors import (
     MissingBlob,
     NothingToTrain,
     TrainingDiverged,
+    Unavailable,
 )
 from app.learning.cycle import (
     CycleInput,
@@ -75,9 +77,11 @@ from app.service.lease import Running, Stopped, Watch, retrying
 from app.service.models import describe_input
 from app.service.outcomes import fail, release, supersede
 from app.service.state import State, keep_state, spread, state_of
+from app.store.array_files import Column, side_by_side
 from app.store.database import Store, Transaction
 from espalier.formats import checkpoint
 from espalier.formats.canonical import sha256_digest
+from espalier.formats.writer import ZSTD
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +138,7 @@ def _attempt(
         final, held = isinstance(error, (BadInput, LearningFailed)), work is not None and work.held
         return partial(
             fail, store, settings, running.actor, claim, _told(error), final=final, events=events_of(error),
-            trip=_tripped(claim, error), held=held,
+            trip=_tripped(claim, error), held=held, passing=isinstance(error, Unavailable),
         )  # fmt: skip
 
 
@@ -186,7 +190,7 @@ class _Past:
     @classmethod
     def of(cls, before: State, pins: frozenset[int], accepted: frozenset[int]) -> _Past:
         """What a parent's state, the pins of today and the quarantine say."""
-        seen = before.seen & accepted
+        seen = frozenset(before.seen) & accepted
         pinned = seen & pins
         replayed = (seen - pinned).intersection(before.replay)
         released = seen & before.pinned - pinned - replayed
@@ -238,12 +242,12 @@ def _gather(store: Store, settings: Settings, claim: Claim) -> _Work | None:
         input=claim.model.input,
         parent=_parent(store, claim.parent, before),
         attempt=claim.cycle.attempt,
-        megabatches=[_examples(store, megabatch.number, megabatch) for megabatch in used],
+        megabatches=_examples(store, {megabatch.number: megabatch for megabatch in used}),
         new=new,
         untested=frozenset(m.number for m in eligible if m.prequential is None),
         replay={number: before.replay[number] for number in past.replayed} | whole,
         pinned=past.pinned | (pins & new),
-        evaluation=_examples(store, 0, claim.evaluation) if claim.evaluation else None,
+        evaluation=_examples(store, {0: claim.evaluation})[0] if claim.evaluation else None,
         holds=holds,
         scale=scale_of(claim.cycle.attempt),
         initial=_initial_weights(store, recipe) if first else None,
@@ -283,11 +287,17 @@ def _statistics(saved: checkpoint.Checkpoint) -> NormalisationState | None:
     return NormalisationState(saved.normalisation["mean"], saved.normalisation["std"])
 
 
-def _examples(store: Store, number: int, found: Megabatch | EvaluationSet) -> Examples:
-    x, y, ids = (
-        np.load(store.blobs.verified(d), mmap_mode="r", allow_pickle=False) for d in (found.x, found.y, found.ids)
-    )
-    return Examples(number, x, np.asarray(y), np.asarray(ids))
+def _examples(store: Store, found: Mapping[int, Megabatch | EvaluationSet]) -> list[Examples]:
+    """By number, verified and mapped side by side; labels and ids are mapped while they are looked at."""
+    mapped = side_by_side([partial(store.blobs.verified, each.x) for each in found.values()])
+    return [
+        Examples(number, x, *(_column(store, digest, each.examples) for digest in (each.y, each.ids)))
+        for (number, each), x in zip(found.items(), mapped, strict=True)
+    ]
+
+
+def _column(store: Store, digest: Digest, length: int) -> Column:
+    return Column(partial(store.blobs.verified, digest), length)
 
 
 def _initial_weights(store: Store, recipe: Recipe) -> Mapping[str, np.ndarray]:
@@ -388,7 +398,7 @@ def _manifest(claim: Claim, work: _Work, result: CycleResult, device: torch.devi
     """What a checkpoint says of itself. No times: the same cycle gives the same bytes, killed and resumed or not."""
     recipe = work.given.recipe
     return {
-        "format": "espalier-sparse-1",
+        "format": checkpoint.FORMAT,
         "model": claim.model.name,
         "version": claim.next_version,
         "parent": claim.parent.number if claim.parent else None,
@@ -405,6 +415,7 @@ def _manifest(claim: Claim, work: _Work, result: CycleResult, device: torch.devi
         "density": {"target": result.target_density, "kept": result.kept, "total": result.total},
         "metrics": dict(result.metrics),
         "mask_digest": checkpoint.mask_digest(dict(result.masks)),
+        "values": recipe.checkpoint.values,
         "seed": recipe.seed,
         "attempt": claim.cycle.attempt,
         "megabatches": len(result.trained),
@@ -415,6 +426,7 @@ def _manifest(claim: Claim, work: _Work, result: CycleResult, device: torch.devi
             "threads": torch.get_num_threads(),
             "machine": platform.machine(),
             "espalier": __version__,
+            "zstd": ZSTD,
         },
     }
 

@@ -17,8 +17,7 @@ from pydantic import ValidationError
 
 from app.config import Settings
 from app.errors import EspalierError
-from app.store.blobs import Blobs
-from app.store.database import Store
+from app.service.opening import open_store
 from app.worker import device, parent
 from app.worker.logs import logging_config
 from app.worker.runner import Worker
@@ -35,8 +34,10 @@ def main(arguments: list[str] | None = None) -> int:
         logging.captureWarnings(True)
         chosen = device.choose(settings.device)
         device.settle(settings.threads)
-        store = Store(settings.resolved_database_url, Blobs(settings.data_dir / "blobs"))
+        store = open_store(settings)
+        store.blobs.check()
         store.check_schema()
+        device.warm_up(chosen)
     except (ValidationError, EspalierError, device.NoSuchDevice) as error:
         print(f"espalier worker: {error}", file=sys.stderr)
         return 1

@@ -32,7 +32,9 @@ from app.errors import StoreBusy
 from app.service.cycles import enqueue_due
 from app.service.lease import Running
 from app.service.outcomes import reclaim, sweep
+from app.service.retention import retain
 from app.service.training import run_next_cycle
+from app.service.uploads import sweep_uploads
 from app.store.database import Store
 from app.worker import device
 
@@ -162,6 +164,12 @@ class Worker:
             self._wake.set()
 
     def _sweep(self) -> None:
+        given_up_uploads = sweep_uploads(self._store, self._settings)
+        if given_up_uploads:
+            log.info("gave up or forgot %d uploads", given_up_uploads)
+        given_up = retain(self._store, self._settings, self._running.actor)
+        if given_up:
+            log.info("retention gave up the bytes of %d versions", given_up)
         swept = sweep(self._store, self._settings, self._running.actor)
         if swept:
             log.info("swept %d orphaned blobs", swept)

@@ -15,26 +15,23 @@ Laws:
 from __future__ import annotations
 
 import itertools
-import logging
 import os
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, overload
 
 import httpx
 import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save
 
-from espalier.download import BLOCK, Progress, content_digest, fetch, file_digest, promised_digest
+from espalier.download import Progress, fetch, promised_digest
 from espalier.errors import ApiProblem, CycleFailed, CycleUnfinished, DigestMismatch, EspalierClientError
 from espalier.formats.canonical import sha256_digest
 from espalier.formats.checkpoint import Checkpoint, decode
-from espalier.formats.megabatch import encode
 from espalier.formats.proof import verify_log
 from espalier.records import (
     CHAMPION,
@@ -55,7 +52,10 @@ from espalier.records import (
     TimePoint,
     Version,
 )
-from espalier.transport import Body, Transport, path_of
+from espalier.sources import LABEL, OCTETS, Data, Source, prepared
+from espalier.transport import Transport, json_of, path_of
+from espalier.upload import send, send_megabatch
+from espalier.watch import Watch, follow
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -63,7 +63,6 @@ Form = Literal["sparse", "dense"]
 Wanted = Version | Reference | str
 
 _PAGE = 500
-_LOG = logging.getLogger("espalier")
 
 R = TypeVar("R", bound=Record)
 
@@ -142,7 +141,7 @@ class Client:
         if input is not None:
             body["input"] = dict(input)
         answer = self._http.request("POST", path_of("models"), json=body)
-        return Model.from_json({**_json(answer), "replayed": answer.status_code == 200})
+        return Model.from_json({**json_of(answer), "replayed": answer.status_code == 200})
 
     def upload_weights(
         self, weights: str | Path | Mapping[str, Any], progress: Progress | None = None
@@ -150,10 +149,12 @@ class Client:
         """Upload initial weights, for a recipe to name by digest. Only safetensors: never pickle."""
         if isinstance(weights, Mapping):
             data = save({name: _array(value) for name, value in weights.items()})
-            answer = self._upload(path_of("initial-weights"), data, progress)
+            source = Source(data, OCTETS, len(data), "initial weights")
         else:
-            answer = self._upload(path_of("initial-weights"), Path(weights), progress)
-        return InitialWeights.from_json(_json(answer))
+            path = Path(weights)
+            source = Source(path, OCTETS, path.stat().st_size, path.name)
+        answer = send(self._http, "POST", path_of("initial-weights"), source, progress)
+        return InitialWeights.from_json(json_of(answer))
 
     def model(self, name: str) -> Model:
         """One model, with its recipe, champion and queue."""
@@ -176,23 +177,26 @@ class Client:
     def upload(
         self,
         name: str,
-        x: npt.ArrayLike | str | Path,
-        y: npt.ArrayLike | None = None,
+        data: Data,
+        labels: npt.ArrayLike | str | None = None,
         *,
         wait: bool = False,
         progress: Progress | None = None,
         on_cycle: Callable[[Cycle], None] | None = None,
         timeout: float | None = None,
     ) -> Megabatch:
-        """Upload a megabatch.
+        """Upload a megabatch. A large one is resumed where it broke off: after a lost connection, a restart of the
+        service, and by the next process that uploads the same.
 
         Args:
             name: the model.
-            x: examples, (n, features), (n, height, width) or (n, height, width, channels); or the path of an npz file
-                with the members ``x`` and ``y``, which is streamed.
-            y: labels, (n,) integers; None with a path.
+            data: examples, (n, features), (n, height, width) or (n, height, width, channels); or columns: a data frame,
+                an Arrow table, a mapping of names to columns; or the path of a file in any format that the service
+                reads, or of a folder of images.
+            labels: (n,) class numbers beside an array; beside columns also names, or the name of the column that holds
+                them; None with a path.
             wait: stay until the cycle that trains on this megabatch, if one is enqueued, has ended.
-            progress: told the bytes sent, and all of them.
+            progress: told the bytes that are there, and all of them.
             on_cycle: with ``wait``, told the cycle at every look.
             timeout: with ``wait``, the longest wait in seconds.
 
@@ -203,10 +207,10 @@ class Client:
         Raises:
             CycleFailed, CycleUnfinished: with ``wait``; the megabatch is accepted all the same.
         """
-        answer = self._upload(path_of("models", name, "megabatches"), _megabatch(x, y), progress)
-        document = _json(answer)
-        document["replayed"] = answer.headers.get("idempotency-replayed", "").lower() == "true"
-        if document["replayed"] and document.get("cycle") is None:
+        with prepared(data, labels, column=self._label_column(name, data, labels)) as source:
+            sent = send_megabatch(self._http, name, source, progress)
+        document = {**sent.document, "replayed": sent.replayed}
+        if (sent.replayed or sent.apart) and document.get("cycle") is None:
             document["cycle"] = self._open_cycle(name, int(document["number"]))
         megabatch = Megabatch.from_json(document)
         if wait and megabatch.cycle is not None:
@@ -234,8 +238,8 @@ class Client:
     def set_evaluation(
         self,
         name: str,
-        x: npt.ArrayLike | str | Path,
-        y: npt.ArrayLike | None = None,
+        data: Data,
+        labels: npt.ArrayLike | str | None = None,
         *,
         progress: Progress | None = None,
     ) -> EvaluationSet:
@@ -246,16 +250,17 @@ class Client:
 
         Args:
             name: the model, which has a megabatch, or whose input is declared.
-            x: examples, or the path of an npz file with the members ``x`` and ``y``; as ``upload`` takes them.
-            y: labels, (n,) integers; None with a path.
+            data: examples, columns, a file or a folder, as ``upload`` takes them.
+            labels: their labels, as ``upload`` takes them.
             progress: told the bytes sent, and all of them.
 
         Returns:
             The set, with ``.replayed`` when it was in force already.
         """
-        answer = self._upload(path_of("models", name, "evaluation-set"), _megabatch(x, y), progress, method="PUT")
+        with prepared(data, labels, column=self._label_column(name, data, labels)) as source:
+            answer = send(self._http, "PUT", path_of("models", name, "evaluation-set"), source, progress)
         replayed = answer.headers.get("idempotency-replayed", "").lower() == "true"
-        return EvaluationSet.from_json({**_json(answer), "replayed": replayed})
+        return EvaluationSet.from_json({**json_of(answer), "replayed": replayed})
 
     def evaluation_set(self, name: str) -> EvaluationSet:
         """A model's evaluation set."""
@@ -335,7 +340,7 @@ class Client:
 
     def manifest(self, version: Wanted, ref: int | str | None = None) -> dict[str, Any]:
         """The manifest that stands in a version's checkpoint."""
-        return _json(self._http.request("GET", self._at(version, ref, "manifest")))
+        return json_of(self._http.request("GET", self._at(version, ref, "manifest")))
 
     def download(
         self,
@@ -393,59 +398,65 @@ class Client:
                 )
         return answer.content
 
+    @overload
     def watch(
         self,
         version: Reference | str,
         on_change: Callable[[Version, Path | None], None],
         *,
+        interval: float = ...,
+        jitter: float = ...,
+        stop: threading.Event | None = ...,
+        directory: str | Path | None = ...,
+        path: str | Path | None = ...,
+    ) -> Version | None: ...
+
+    @overload
+    def watch(
+        self,
+        version: Reference | str,
+        on_change: None = None,
+        *,
+        interval: float = ...,
+        jitter: float = ...,
+        stop: threading.Event | None = ...,
+        directory: str | Path | None = ...,
+        path: str | Path | None = ...,
+    ) -> Watch: ...
+
+    def watch(
+        self,
+        version: Reference | str,
+        on_change: Callable[[Version, Path | None], None] | None = None,
+        *,
         interval: float = 30.0,
         jitter: float = 0.2,
         stop: threading.Event | None = None,
         directory: str | Path | None = None,
-    ) -> Version | None:
+        path: str | Path | None = None,
+    ) -> Watch | Version | None:
         """Call ``on_change`` for the version that an alias names now, and again whenever it names another one.
 
-        Polling is cheap: while nothing moves, the service answers 304 without a body. When the service cannot be
-        reached, or a download fails, the version last handed over stays in force, and the next look comes later and
-        later, up to ten intervals.
+        The service answers as soon as the alias moves (a long poll), and 304 without a body while it does not. When it
+        cannot be reached, or a download fails, the version last handed over stays in force; where a file is wanted,
+        that holds over a restart too: a watch that begins without a service hands over what is on disk.
 
         Args:
             version: what to watch, such as ``gas@champion``.
-            on_change: gets the version, and the downloaded checkpoint's path where ``directory`` is given. What it
-                raises ends the watch.
-            interval: seconds between two looks.
+            on_change: gets the version, and the downloaded checkpoint's path where one is wanted. What it raises ends
+                the watch. Without it, the ``Watch`` is returned, to iterate over.
+            interval: seconds between two looks where the service does not wait by itself, and the longest wait after
+                an error.
             jitter: share by which each wait is randomly longer or shorter, so that many clients spread out.
             stop: set it to end the watch.
             directory: folder to download each version to, as ``<model>-<number>.safetensors``, before ``on_change``.
+            path: one file instead, which each version replaces.
 
         Returns:
-            The version that was handed over last.
+            The version that was handed over last; without ``on_change``, the watch.
         """
-        path = self._at(version)
-        folder = None if directory is None else Path(directory)
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-        halt = stop or threading.Event()
-        last: Version | None = None
-        tag, failures = "", 0
-        while not halt.is_set():
-            try:
-                answer = self._http.request("GET", path, headers={"If-None-Match": tag} if tag else {})
-                found = last if answer.status_code == 304 else Version.from_json(_json(answer))
-                moved = found if found is not None and (last is None or found.number != last.number) else None
-                file = None if moved is None or folder is None else self.download(moved, folder)
-            except EspalierClientError as error:
-                failures += 1
-                _LOG.warning("watching %s: %s; the last good version stays in force", version, error)
-            else:
-                failures = 0
-                if moved is not None:
-                    on_change(moved, file)
-                    last = moved
-                tag = answer.headers.get("etag", "")
-            # Random, so that many clients spread out in time.
-            halt.wait(interval * min(2.0**failures, 10.0) * random.uniform(1 - jitter, 1 + jitter))
-        return last
+        watch = Watch(self._http, version, interval=interval, jitter=jitter, stop=stop, directory=directory, path=path)
+        return watch if on_change is None else follow(watch, on_change)
 
     # -- moves ---------------------------------------------------------------------------------------------------------
 
@@ -490,7 +501,7 @@ class Client:
         if at.tzinfo is None:
             raise EspalierClientError(f"{at.isoformat()} does not say in which time zone it is: give an aware time")
         answer = self._http.request("GET", path_of("models", name, "aliases", alias), params={"at": at.isoformat()})
-        return int(_json(answer)["version"])
+        return int(json_of(answer)["version"])
 
     def alias_history(self, name: str, alias: str = CHAMPION) -> Iterator[AliasMove]:
         """Every move of an alias."""
@@ -548,13 +559,13 @@ class Client:
     # -- inside --------------------------------------------------------------------------------------------------------
 
     def _get(self, kind: type[R], path: str) -> R:
-        return kind.from_json(_json(self._http.request("GET", path)))
+        return kind.from_json(json_of(self._http.request("GET", path)))
 
     def _make(self, kind: type[R], path: str, body: Mapping[str, Any]) -> R:
-        return kind.from_json(_json(self._http.request("POST", path, json=dict(body))))
+        return kind.from_json(json_of(self._http.request("POST", path, json=dict(body))))
 
     def _page(self, record: type[R], path: str, **params: Any) -> Page[R]:
-        document = _json(self._http.request("GET", path, params=params))
+        document = json_of(self._http.request("GET", path, params=params))
         return Page(tuple(record.from_json(item) for item in document["items"]), document.get("next_cursor"))
 
     def _all(self, record: type[R], path: str, limit: int | None = None, **params: Any) -> Iterator[R]:
@@ -581,78 +592,18 @@ class Client:
                 raise
             revision = 0  # it has never been moved
         answer = self._http.request("POST", path, json=dict(body), headers={"If-Match": f'"{revision}"'})
-        return kind.from_json(_json(answer))
+        return kind.from_json(json_of(answer))
+
+    def _label_column(self, name: str, data: Data, labels: npt.ArrayLike | str | None) -> str:
+        """What the model calls the column of the labels; asked only where columns come with labels beside them."""
+        if labels is None or isinstance(data, str | os.PathLike | np.ndarray | list | tuple):
+            return LABEL
+        return str((self.model(name).document.get("input") or {}).get("label") or LABEL)
 
     def _open_cycle(self, name: str, megabatch: int) -> int | None:
         """The cycle that waits or runs and may train on this megabatch; the oldest of them."""
         recent = self.cycles(name, _PAGE)
         return min((cycle.number for cycle in recent if cycle.open and cycle.through >= megabatch), default=None)
-
-    def _upload(
-        self, path: str, content: bytes | Path, progress: Progress | None, *, method: str = "POST"
-    ) -> httpx.Response:
-        if isinstance(content, Path):
-            size, digest = content.stat().st_size, file_digest(content)
-        else:
-            size, digest = len(content), sha256_digest(content)
-        headers = {
-            "Content-Type": "application/octet-stream",
-            "Content-Length": str(size),
-            "Content-Digest": content_digest(digest),
-        }
-        return self._http.request(method, path, body=_body(content, size, progress), headers=headers, repeatable=True)
-
-
-def _json(answer: httpx.Response) -> dict[str, Any]:
-    try:
-        document = answer.json()
-    except ValueError:
-        document = None
-    if not isinstance(document, dict):
-        raise EspalierClientError(
-            f"{answer.request.url} did not answer with a JSON object: "
-            "is this an Espalier service, or is a proxy between?"
-        )
-    return document
-
-
-def _body(content: bytes | Path, size: int, progress: Progress | None) -> Body:
-    """A body that is read anew for each attempt, block by block."""
-
-    def blocks() -> Iterator[bytes]:
-        sent = 0
-        for block in _memory_blocks(content) if isinstance(content, bytes) else _file_blocks(content, size):
-            yield block
-            sent += len(block)
-            if progress is not None:
-                progress(sent, size)
-
-    return blocks
-
-
-def _file_blocks(path: Path, size: int) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while size > 0 and (block := file.read(min(BLOCK, size))):
-            size -= len(block)
-            yield block
-        if size or file.read(1):
-            raise EspalierClientError(f"{path} changed while it was uploaded: upload it again when it is complete")
-
-
-def _memory_blocks(data: bytes) -> Iterator[bytes]:
-    view = memoryview(data)
-    for start in range(0, len(data), BLOCK):
-        yield bytes(view[start : start + BLOCK])
-
-
-def _megabatch(x: npt.ArrayLike | str | Path, y: npt.ArrayLike | None) -> bytes | Path:
-    if isinstance(x, str | Path):
-        if y is not None:
-            raise EspalierClientError("upload takes a file, or x and y: not a file and y")
-        return Path(x)
-    if y is None:
-        raise EspalierClientError("upload takes x and y, or the path of an npz file with the members x and y")
-    return encode(x, y)
 
 
 def _array(value: Any) -> npt.NDArray[Any]:

@@ -137,6 +137,8 @@ class Version(Record):
     report: Mapping[str, Any] = field(default_factory=dict)
     megabatches: int = 0
     created_at: datetime | None = None
+    swept_at: datetime | None = None
+    swept_reason: str | None = None
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,24 @@ def backoff(attempt: int, base: float = 0.1, longest: float = 5.0) -> float:
     return whole * random.uniform(0.5, 1.0)
 
 
+def json_of(answer: httpx.Response) -> dict[str, Any]:
+    """An answer's JSON object.
+
+    Raises:
+        EspalierClientError: it holds none.
+    """
+    try:
+        document = answer.json()
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        raise EspalierClientError(
+            f"{answer.request.url} did not answer with a JSON object: "
+            "is this an Espalier service, or is a proxy between?"
+        )
+    return document
+
+
 class Transport:
     """A connection to one service."""
 
@@ -50,6 +68,7 @@ class Transport:
     ) -> None:
         self.url = _checked(url)
         self.retries = retries
+        self.timeout = timeout
         self._http = httpx.Client(
             base_url=self.url,
             headers={"Authorization": f"Bearer {key}"} if key else {},
@@ -174,10 +193,11 @@ class Transport:
             document = None
         if not isinstance(document, dict) or "title" not in document:
             return _foreign(answer, self.url)
-        return _api_problem(answer.status_code, document)
+        return problem_of(answer.status_code, document)
 
 
-def _api_problem(status: int, document: dict[str, Any]) -> ApiProblem:
+def problem_of(status: int, document: dict[str, Any]) -> ApiProblem:
+    """The error that a problem document is."""
     known = ("type", "title", "status", "detail", "errors", "request_id")
     faults = [fault for fault in document.get("errors") or () if isinstance(fault, Mapping)]
     problem = ApiProblem(

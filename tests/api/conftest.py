@@ -23,6 +23,7 @@ from app.domain import Actor, CycleTrigger, Layer, MegabatchDraft, Verdict, Vers
 from app.service.state import State, keep_state
 from app.store.database import Store
 from app.store.migrate import migrate
+from app.store.numbers import Numbers
 from espalier.formats import checkpoint, megabatch
 from espalier.formats.canonical import sha256_digest
 
@@ -106,7 +107,7 @@ class House:
             dense=sha256_digest(dense),
             dense_bytes=len(dense),
             mask_digest=checkpoint.mask_digest(masks),
-            state=keep_state(store.blobs, State(frozenset(range(1, claim.cycle.through + 1)))),
+            state=keep_state(store.blobs, State(Numbers(range(1, claim.cycle.through + 1)))),
             megabatches=claim.cycle.through,
             manifest=checkpoint.decode(data).manifest,
         )

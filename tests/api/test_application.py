@@ -30,7 +30,7 @@ def addresses(app: FastAPI) -> set[str]:
         waiting += getattr(getattr(route, "original_router", None), "routes", [])
         path = getattr(route, "path", None)
         if path is not None:
-            found.add(re.sub(r"\{number\}|\{seq\}", "1", path).format(model="gas", ref="champion", alias="champion"))
+            plain = re.sub(r"\{number\}|\{seq\}", "1", path).format(model="gas", ref="champion", alias="champion", upload="ab"))
     return found
 
 

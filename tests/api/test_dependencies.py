@@ -14,7 +14,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from app.api import dependencies
+from app.api import bodies
 from app.api.application import create_app
 from app.config import Settings
 from tests.api.conftest import OCTETS, RECIPE, examples, upload_bytes
@@ -104,7 +104,7 @@ def test_a_client_that_goes_away_leaves_nothing(served: Served, caplog: pytest.L
 
 
 def test_an_upload_that_stalls_is_given_up(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dependencies, "STALL_SECONDS", 0.2)
+    monkeypatch.setattr(bodies, "STALL_SECONDS", 0.2)
     with served.connect() as wire:
         wire.sendall(f"{HEAD}Content-Length: 200000\r\n\r\n".encode() + bytes(1000))
         assert wire.recv(4000).startswith(b"HTTP/1.1 408 ")

@@ -6,6 +6,8 @@ import hashlib
 
 import pytest
 
+from app.domain import Actor
+from app.service.retention import retain
 from espalier.formats import checkpoint
 from tests.api.conftest import House, content_digest, problem
 
@@ -174,6 +176,10 @@ def test_listings(grown: House) -> None:
     assert [item["number"] for item in page["items"] + rest["items"]] == [3, 2, 1]
     assert rest["next_cursor"] is None
     assert [item["number"] for item in grown.http.get(f"{PATH}/champion/lineage").json()["items"]] == [3, 2, 1]
+    first = grown.http.get(f"{PATH}/champion/lineage?limit=2").json()
+    assert [item["number"] for item in first["items"]] == [3, 2]
+    rest = grown.http.get(f"{PATH}/champion/lineage", params={"cursor": first["next_cursor"]}).json()
+    assert ([item["number"] for item in rest["items"]], rest["next_cursor"]) == ([1], None)
 
 
 def test_the_log_of_a_version(grown: House) -> None:
@@ -207,6 +213,23 @@ def test_rollback(grown: House) -> None:
     assert grown.http.get("/v1/models/gas/megabatches/3").json()["status"] == "quarantined"
     assert grown.http.get("/v1/models/gas").json()["champion_revision"] == body["alias"]["revision"]
     problem(grown.upload(3), 409, "megabatch-quarantined")
+
+
+def test_a_swept_version_is_shown_and_gone(grown: House) -> None:
+    before = grown.http.get(f"{PATH}/1")
+    assert (before.json()["swept_at"], before.json()["swept_reason"]) == (None, None)
+    assert retain(grown.store, grown.settings.model_copy(update={"keep_versions": 1}), Actor("tester")) == 1
+    after = grown.http.get(f"{PATH}/1", headers={"If-None-Match": before.headers["ETag"]})
+    assert after.status_code == 200
+    assert after.json()["swept_reason"] == "retention keeps the newest 1, and what is needed"
+    assert after.json()["metrics"] == before.json()["metrics"]
+    assert grown.http.get(f"{PATH}/1/manifest").status_code == 200
+    moves = [("rollback", {"reason": "x", "to": 1}), ("versions/1/promote", {"reason": "x"})]
+    answers = [grown.http.get(f"{PATH}/1/checkpoint{query}") for query in ("", "?format=dense")]
+    answers += [grown.http.post(f"/v1/models/gas/{p}", json=body, headers=grown.revision()) for p, body in moves]
+    for answer in answers:
+        assert "retention keeps the newest 1" in problem(answer, 410, "version-swept")["detail"]
+    assert [v["swept_at"] is None for v in grown.http.get(PATH).json()["items"]] == [True, True, False]
 
 
 @pytest.mark.parametrize("to", ["1", 1])

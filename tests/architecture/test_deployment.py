@@ -63,6 +63,15 @@ def test_compose_has_the_roles() -> None:
         assert services[role]["volumes"] == services["migrate"]["volumes"], "blobs are shared"
 
 
+def test_the_minio_overlay_fits_the_services_that_it_adds_to() -> None:
+    overlay = yaml.safe_load((ROOT / "deploy" / "docker-compose.minio.yml").read_text())
+    assert set(overlay["services"]) - set(COMPOSE["services"]) == {"minio", "bucket"}
+    for role in ("api", "worker"):
+        environment = overlay["services"][role]["environment"]
+        assert {name for name in environment if name.startswith("ESPALIER_")} <= VARIABLES
+        assert Settings(blobs_url=environment["ESPALIER_BLOBS_URL"]).blobs_url.startswith("s3://espalier/")
+
+
 def test_compose_refuses_to_start_without_secrets() -> None:
     text = (ROOT / "docker-compose.yml").read_text()
     assert "${ESPALIER_API_KEY:?" in text

@@ -33,9 +33,9 @@ def through(service: Service) -> Iterator[Any]:
     """Clients that meet faults on the way."""
     opened: list[Client] = []
 
-    def connect(*faults: Any, retries: int = 4) -> tuple[Client, Faulty]:
+    def connect(*faults: Any, retries: int = 4, timeout: float = 30.0) -> tuple[Client, Faulty]:
         network = Faulty(*faults)
-        opened.append(Client(service.url, retries=retries, transport=network))
+        opened.append(Client(service.url, retries=retries, timeout=timeout, transport=network))
         return opened[-1], network
 
     yield connect
@@ -254,11 +254,11 @@ def test_a_file_that_shrinks_while_it_is_uploaded(client: Client, tmp_path: Path
 def test_what_is_no_megabatch_is_named(client: Client, tmp_path: Path) -> None:
     client.create_model("no-megabatch", RECIPE)
     with pytest.raises(ApiProblem) as raised:
-        client.upload("no-megabatch", _file(tmp_path / "x.npz", b"not a zip file"))
-    assert (raised.value.status, raised.value.extensions["reason"]) == (422, "not-npz")
+        client.upload("no-megabatch", _file(tmp_path / "x.npz", b"not a zip\0file"))
+    assert (raised.value.status, raised.value.extensions["reason"]) == (422, "unknown-format")
     with pytest.raises(EspalierClientError, match="x and y"):
         client.upload("no-megabatch", np.zeros((2, 2)))
-    with pytest.raises(EspalierClientError, match="a file, or x and y"):
+    with pytest.raises(EspalierClientError, match="holds its labels itself"):
         client.upload("no-megabatch", tmp_path / "x.npz", np.zeros(2))
 
 
@@ -387,7 +387,8 @@ def test_watching_is_cheap_and_survives_a_service_that_is_away(
             stop.set()
         return answer
 
-    client, network = through(refused, answering(500), None, refused, look, look, retries=0)
+    # A timeout of 6 s: long polls that last a second.
+    client, network = through(refused, answering(500), None, refused, look, look, retries=0, timeout=6.0)
     seen: list[int] = []
     last = client.watch(f"{trained}@champion", lambda version, _: seen.append(version.number), interval=0.02, stop=stop)
     assert seen == [2]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 
 from app.config import Settings
 from app.domain import Actor, Cycle, InputSpec, Version
-from app.intake.decoders import Limits
+from app.intake.arrays import Limits
 from app.service import ingest, models, release, training
 from app.service.lease import Running
 from app.store.blobs import Blobs
@@ -80,6 +80,9 @@ class House:
 
     def champion(self, name: str = "gas") -> Version:
         return release.get_version(self.store, name, "champion").version
+
+    def manifest(self, ref: int | str = "champion", name: str = "gas") -> Mapping[str, Any]:
+        return release.get_manifest(self.store, name, str(ref))[1]
 
     def revision(self, name: str = "gas") -> int:
         return release.get_alias(self.store, name, "champion").revision

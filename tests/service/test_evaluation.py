@@ -208,7 +208,7 @@ def test_its_examples_are_not_trained_on_and_versions_are_measured_on_it(house: 
     assert ended is not None
     assert (ended.state, ended.evaluation_revision) == (CycleState.PUBLISHED, 1)
     version = house.champion()
-    assert version.manifest["evaluation_set"] == found.digest
+    assert house.manifest()["evaluation_set"] == found.digest
     saved = decode(release.open_checkpoint(house.store, "gas", "1", "sparse").path)
     assert saved.manifest["evaluation_set"] == found.digest
     assert "evaluation_accuracy" in version.metrics
@@ -222,7 +222,7 @@ def test_its_examples_are_not_trained_on_and_versions_are_measured_on_it(house: 
 def test_without_a_set_the_manifest_says_so(house: House) -> None:
     house.create()
     house.grow(1)
-    assert house.champion().manifest["evaluation_set"] is None
+    assert house.manifest()["evaluation_set"] is None
     assert cycles.get_cycle(house.store, "gas", 1).evaluation_revision is None
 
 
@@ -296,3 +296,27 @@ def test_preset_of_the_paper_selects_no_epoch_on_it(house: House) -> None:
     assert house.cycle() is not None
     (trained,) = events(house, "network.trained")
     assert int(str(trained["selection_examples"])) + int(str(trained["examples"])) <= 60
+
+
+def put_bytes(house: House, data: bytes) -> evaluation.EvaluationView:
+    with house.store.blobs.receiver(LIMITS.max_bytes) as receiver:
+        receiver.write(data)
+        return evaluation.set_evaluation(house.store, "gas", receiver.finish(), limits=LIMITS, actor=ACTOR)[0]
+
+
+def test_a_set_with_columns_goes_by_the_models_names_and_extends_nothing(house: House) -> None:
+    house.create(unseen_classes="extend")
+    house.upload_bytes(b"a,b,label\n1,10,red\n2,20,blue\n")
+    view = put_bytes(house, b"label,b,a\nred,10,1\nred,30,3\n")
+    assert np.load(house.store.blobs.path(view.found.x)).tolist() == [[1, 10], [3, 30]]
+    assert (view.found.histogram, view.overlap) == ((0, 2), 1)
+    with pytest.raises(InvalidMegabatch, match="'green'") as caught:
+        put_bytes(house, b"a,b,label\n1,10,green\n")
+    assert caught.value.reason == "unknown-class"
+    assert view.input.classes == ("blue", "red")
+
+
+def test_a_set_with_columns_needs_a_model_that_knows_its_columns(house: House) -> None:
+    house.create(shape=(2,), dtype="float32", classes=("red", "blue"))
+    with pytest.raises(InputUnknown, match=r"input\.features"):
+        put_bytes(house, b"a,b,label\n1,10,red\n")

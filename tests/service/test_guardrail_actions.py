@@ -112,7 +112,7 @@ def test_hold_retrains_once_and_holds_pruning_until_recovery(house: House) -> No
     champion = house.champion()
     assert champion.number == 1
     assert version(house, 2).kept < champion.kept == version(house, 3).kept
-    assert version(house, 3).stage == champion.stage and version(house, 3).manifest["attempt"] == 1
+    assert version(house, 3).stage == champion.stage and house.manifest(3)["attempt"] == 1
     (held,) = entries(house, "mask.held")
     assert held["reason"] == "held since accuracy-floor tripped ({}): 0 of 2 passes".format(
         entries(house, "guardrail.tripped")[0]["reason"]

@@ -44,7 +44,7 @@ def test_the_head_grows_and_what_was_pruned_stays_pruned(growing: House) -> None
     before = saved(growing)
     version = trained(growing, 2, 0, 3, 4)
     after = saved(growing)
-    assert version.manifest["input"]["classes"] == ["a", "b", "c", "class-3", "class-4"]
+    assert growing.manifest(version.number)["input"]["classes"] == ["a", "b", "c", "class-3", "class-4"]
     assert after.arrays["layers.1.weight"].shape == (5, 16) and after.arrays["layers.1.bias"].shape == (5,)
     for name, mask in after.masks.items():
         assert not (mask[: len(before.masks[name])] & ~before.masks[name]).any()
@@ -86,7 +86,7 @@ def test_a_first_megabatch_of_one_example_waits_for_more(house: House) -> None:
     assert ended is not None and ended.state is CycleState.SUPERSEDED
     assert "more examples" in str(ended.reason)
     version = trained(house, 2, 0, 1)
-    assert version.megabatches == 2 and len(version.manifest["input"]["classes"]) == 5
+    assert version.megabatches == 2 and len(house.manifest(version.number)["input"]["classes"]) == 5
 
 
 def test_balanced_weights_and_a_class_without_examples(house: House) -> None:
@@ -94,7 +94,7 @@ def test_balanced_weights_and_a_class_without_examples(house: House) -> None:
     house.create("gas", recipe, **LATER)
     trained(house, 1, 0, 1)
     version = trained(house, 2, 0, 5)
-    assert len(version.manifest["input"]["classes"]) == 6, "3 and 4 lie between, and nobody has seen them"
+    assert len(house.manifest(version.number)["input"]["classes"]) == 6, "3 and 4 lie between, and nobody has seen them"
     assert all(np.isfinite(value) for value in version.metrics.values())
 
 
@@ -144,7 +144,7 @@ def test_a_class_that_arrives_while_a_cycle_is_put_down_does_not_disturb_it(grow
     ended = growing.cycle()
     assert ended is not None and ended.state is CycleState.PUBLISHED
     assert "cycle.restarted" not in growing.kinds()
-    assert growing.champion().manifest["input"]["classes"] == ["a", "b", "c"]
+    assert growing.manifest()["input"]["classes"] == ["a", "b", "c"]
     after = growing.cycle()
     assert after is not None and after.state is CycleState.PUBLISHED
-    assert len(growing.champion().manifest["input"]["classes"]) == 6
+    assert len(growing.manifest()["input"]["classes"]) == 6

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from app.domain import CycleState, ModelState, Progress
+from app.domain import CycleState, ModelState, Normalisation, Progress
 from app.service import cycles, history, ingest, models, outcomes, release, training
 from app.service.lease import Running
 from espalier.formats import checkpoint
@@ -300,3 +300,23 @@ def test_orphans_are_swept_after_their_grace_and_nothing_else(house: House) -> N
     assert outcomes.sweep(house.store, later, ACTOR) >= 1
     assert not house.store.blobs.has(orphan)
     assert history.examine(house.store) == []
+
+
+def test_running_statistics_come_back_with_a_rollback(house: House) -> None:
+    house.create(normalisation=Normalisation("running"))
+    house.grow(2)
+    one, two = weights(house, "1").normalisation, weights(house, "2").normalisation
+    assert not np.array_equal(one["mean"], two["mean"])
+    release.roll_back(
+        house.store, "gas", to=None, reason="a broken sensor", quarantine=(2,), expected_revision=house.revision(),
+        actor=ACTOR,
+    )  # fmt: skip
+    np.testing.assert_array_equal(weights(house).normalisation["mean"], one["mean"])
+    house.upload(seed=3)
+    house.cycle()
+    examples = np.concatenate([blob_of_examples(seed)[0] for seed in (1, 3)])
+    kept = examples[~is_validation(example_ids(examples), 0.1)].astype(np.float64)
+    found = weights(house).normalisation
+    assert house.champion().parent == 1
+    np.testing.assert_allclose(found["mean"], kept.mean(axis=0), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(found["std"], kept.std(axis=0), rtol=1e-6)

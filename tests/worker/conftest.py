@@ -17,7 +17,7 @@ import torch
 
 from app.config import Settings
 from app.domain import Actor, CycleState, InputSpec
-from app.intake.decoders import Limits
+from app.intake.arrays import Limits
 from app.service import cycles, ingest, models
 from app.store.blobs import Blobs
 from app.store.database import Store

@@ -57,3 +57,23 @@ def test_settle_sets_every_switch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1", "True", "True", "False", "False", ":4096:8"]
+
+
+WARMED = """
+import sys, torch
+from app.worker import device
+before = torch.get_rng_state()
+device.warm_up(torch.device("cpu"))
+assert torch.equal(torch.get_rng_state(), before)
+loaded = set(sys.modules)
+layer = torch.nn.Linear(2, 2)
+optimizer = torch.optim.SGD(layer.parameters(), 0.1, momentum=0.9, fused=True)
+layer(torch.ones(1, 2)).sum().backward()
+optimizer.step()
+print(len(set(sys.modules) - loaded))
+"""
+
+
+def test_after_warming_up_an_optimizer_step_loads_nothing_more() -> None:
+    found = subprocess.run([sys.executable, "-c", WARMED], capture_output=True, text=True, check=True)
+    assert int(found.stdout) == 0, found.stderr

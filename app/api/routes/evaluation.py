@@ -9,11 +9,12 @@ from fastapi import APIRouter, Request, Response
 
 from app import errors
 from app.api import schemas
+from app.api.bodies import EvaluationUpload
 from app.api.declared import UPLOAD_BODY, problems, with_headers
-from app.api.dependencies import ActorDep, EvaluationUpload, ModelName, SettingsDep, StoreDep
+from app.api.dependencies import ActorDep, ModelName, SettingsDep, StoreDep
 from app.api.problems import MALFORMED_HEADER, TOO_SLOW, UNSUPPORTED_MEDIA
 from app.api.strict_json import JsonRoute
-from app.intake.decoders import Limits
+from app.intake.arrays import Limits
 from app.service import evaluation
 
 router = APIRouter(prefix="/v1/models/{model}/evaluation-set", tags=["megabatches"], route_class=JsonRoute)

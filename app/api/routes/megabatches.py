@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 
 import anyio
 from fastapi import APIRouter, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
 
 from app import errors
 from app.api import schemas
+from app.api.bodies import MegabatchUpload, UploadMedia, prefers_async
 from app.api.declared import JSON_BODY, UPLOAD_BODY, problems, with_headers
 from app.api.dependencies import (
     ActorDep,
     CursorText,
     Limit,
-    MegabatchUpload,
     ModelName,
     Number,
     SettingsDep,
@@ -23,8 +26,12 @@ from app.api.dependencies import (
 )
 from app.api.problems import MALFORMED_HEADER, TOO_SLOW, UNSUPPORTED_MEDIA
 from app.api.strict_json import JsonRoute
-from app.intake.decoders import Limits
-from app.service import ingest, megabatches
+from app.config import Settings
+from app.domain import Actor, Cycle
+from app.intake.arrays import Limits
+from app.service import ingest, megabatches, uploads
+from app.store.blobs import Staged
+from app.store.database import Store
 
 router = APIRouter(prefix="/v1/models/{model}/megabatches", tags=["megabatches"], route_class=JsonRoute)
 
@@ -32,6 +39,7 @@ router = APIRouter(prefix="/v1/models/{model}/megabatches", tags=["megabatches"]
 @router.post(
     "",
     status_code=201,
+    response_model=schemas.Megabatch,
     summary="Upload a megabatch",
     openapi_extra=UPLOAD_BODY,
     responses={
@@ -43,8 +51,13 @@ router = APIRouter(prefix="/v1/models/{model}/megabatches", tags=["megabatches"]
                 {"Idempotency-Replayed": "`true`", "Location": "Path of the first."},
             ),
         },
+        202: {
+            "model": schemas.Upload,
+            **with_headers("Received; it is being decoded.", {"Location": "Path of the upload, to poll."}),
+        },
         **problems(
             errors.UnknownModel,
+            errors.TooManyUploads,
             errors.InvalidMegabatch,
             errors.MegabatchQuarantined,
             errors.UploadTooLarge,
@@ -60,26 +73,22 @@ router = APIRouter(prefix="/v1/models/{model}/megabatches", tags=["megabatches"]
 async def upload_megabatch(
     name: ModelName,
     staged: MegabatchUpload,
+    media: UploadMedia,
     request: Request,
-    response: Response,
     store: StoreDep,
     settings: SettingsDep,
     actor: ActorDep,
-) -> schemas.Megabatch:
-    """Send an npz file with the members `x` and `y` as the raw body. It is accepted or refused whole; the same arrays
-    again, however they are packed, are answered with 200 and the first megabatch.
+) -> Response:
+    """Send a file of examples and labels as the raw body. It is accepted or refused whole; the same arrays again,
+    however they are packed, are answered with 200 and the first megabatch. With `Prefer: respond-async`, or a large
+    body, the answer is 202 and the path of an upload to poll.
     """
+    if prefers_async(request) or staged.size > settings.respond_async_bytes:
+        return await _apart(request, store, settings, actor, name, staged, media)
     limits = Limits(max_bytes=settings.max_megabatch_bytes, seconds=settings.decode_seconds)
-    accept = partial(ingest.accept_megabatch, store, name, staged, limits=limits, actor=actor)
+    accept = partial(ingest.accept_megabatch, store, name, staged, limits=limits, actor=actor, media=media)
     accepted = await anyio.to_thread.run_sync(accept, limiter=request.app.state.decoding)
-    megabatch, spec = await anyio.to_thread.run_sync(ingest.get_megabatch, store, name, accepted.megabatch.number)
-    response.headers["Location"] = (
-        f"{request.scope.get('root_path', '')}/v1/models/{name}/megabatches/{megabatch.number}"
-    )
-    if not accepted.new:
-        response.status_code = 200
-        response.headers["Idempotency-Replayed"] = "true"
-    return schemas.Megabatch.from_domain(megabatch, spec, accepted.cycle)
+    return await _megabatch(request, store, name, accepted.megabatch.number, accepted.cycle, accepted.new, {})
 
 
 @router.get("", summary="List megabatches", responses=problems(errors.UnknownModel, errors.InvalidCursor))
@@ -126,3 +135,44 @@ def unpin_megabatch(
     """Leave it to the replay policy again, which may choose among all of its examples."""
     unpinned, spec = megabatches.pin_megabatch(store, name, number, pinned=False, reason=body.reason, actor=actor)
     return schemas.Megabatch.from_domain(unpinned, spec)
+
+
+# -- inside ------------------------------------------------------------------------------------------------------------
+
+
+async def accepted_megabatch(
+    request: Request, store: Store, outcome: uploads.Outcome, headers: Mapping[str, str]
+) -> Response:
+    """The answer to the request that completed an upload: what one request with all of it would have been answered."""
+    found = outcome.upload
+    assert found.megabatch is not None
+    return await _megabatch(request, store, found.model, found.megabatch, outcome.cycle, outcome.new, headers)
+
+
+async def _megabatch(
+    request: Request,
+    store: Store,
+    name: str,
+    number: int,
+    cycle: Cycle | None,
+    new: bool,
+    headers: Mapping[str, str],
+) -> Response:
+    megabatch, spec = await run_in_threadpool(ingest.get_megabatch, store, name, number)
+    located = {"Location": f"{request.scope.get('root_path', '')}/v1/models/{name}/megabatches/{number}"}
+    replayed = {} if new else {"Idempotency-Replayed": "true"}
+    document = schemas.Megabatch.from_domain(megabatch, spec, cycle).model_dump(mode="json")
+    return JSONResponse(document, 201 if new else 200, {**headers, **located, **replayed})
+
+
+async def _apart(
+    request: Request, store: Store, settings: Settings, actor: Actor, name: str, staged: Staged, media: str | None
+) -> Response:
+    """Answer at once; decode afterwards."""
+    adopt = partial(uploads.adopt_upload, store, name, staged, media=media, settings=settings, actor=actor)
+    upload = await run_in_threadpool(adopt)
+    request.app.state.settling.begin(upload.id, actor)
+    headers = {"Location": f"{request.scope.get('root_path', '')}/v1/uploads/{upload.id}"}
+    if prefers_async(request):
+        headers["Preference-Applied"] = "respond-async"
+    return JSONResponse(schemas.Upload.from_domain(upload).model_dump(mode="json"), 202, headers)

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request, Response
 
 from app import errors
 from app.api import schemas
+from app.api.bodies import WeightsUpload
 from app.api.declared import JSON_BODY, UPLOAD_BODY, problems, with_headers
 from app.api.dependencies import (
     ActorDep,
@@ -14,7 +15,6 @@ from app.api.dependencies import (
     ModelName,
     SettingsDep,
     StoreDep,
-    Upload,
     decode_cursor,
     decode_number,
 )
@@ -111,6 +111,6 @@ def time_line(name: ModelName, store: StoreDep, limit: Limit = 50, cursor: Curso
         TOO_SLOW,
     ),
 )
-def keep_initial_weights(staged: Upload, store: StoreDep) -> schemas.InitialWeights:
+def keep_initial_weights(staged: WeightsUpload, store: StoreDep) -> schemas.InitialWeights:
     """Keep a safetensors file, whose digest a recipe can then name as `initial_weights`."""
     return schemas.InitialWeights.from_domain(models.keep_initial_weights(store, staged))

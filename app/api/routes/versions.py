@@ -17,25 +17,28 @@ from app.api.dependencies import (
     Limit,
     ModelName,
     Number,
+    PollsDep,
     SettingsDep,
     StoreDep,
     VersionRef,
     decode_number,
 )
 from app.api.problems import MALFORMED_HEADER, RANGE
-from app.api.representations import CheckpointFile, answer, caching, is_current, strong
+from app.api.representations import CheckpointFile, Representation, caching, is_current, strong
 from app.api.strict_json import JsonRoute
 from app.service import history, release
 
 router = APIRouter(prefix="/v1/models/{model}", tags=["versions"], route_class=JsonRoute)
 
 _UNKNOWN = (errors.UnknownModel, errors.UnknownVersion)
-_MOVES = (errors.AliasMoved, errors.PreconditionMissing, errors.CorruptBlob, MALFORMED_HEADER, *JSON_BODY)
+_BYTES = (errors.VersionSwept, errors.CorruptBlob, errors.StorageUnreachable, errors.StorageRefused)
+_MOVES = (errors.AliasMoved, errors.PreconditionMissing, *_BYTES, MALFORMED_HEADER, *JSON_BODY)
 _HEADERS = {
     "ETag": "Digest of the checkpoint.",
     "Cache-Control": "Immutable for a number; `no-cache` for an alias.",
     "Espalier-Alias-Revision": "Revision of the alias, when asked for by one.",
 }
+_POLL = {**_HEADERS, "Preference-Applied": "The wait that was granted to `Prefer: wait`."}
 _FILE = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 _DOWNLOAD: dict[int | str, dict[str, Any]] = {
     200: {
@@ -61,20 +64,30 @@ def list_versions(name: ModelName, store: StoreDep, limit: Limit = 50, cursor: C
     "/versions/{ref}",
     response_model=schemas.Version,
     summary="Look at a version, or poll an alias",
-    responses={200: with_headers("The version.", _HEADERS), 304: NOT_MODIFIED, **problems(*_UNKNOWN)},
+    responses={200: with_headers("The version.", _POLL), 304: NOT_MODIFIED, **problems(*_UNKNOWN)},
 )
-def get_version(name: ModelName, ref: VersionRef, request: Request, store: StoreDep, settings: SettingsDep) -> Response:
-    """A version by number or alias. Poll an alias with `If-None-Match`: 304 while it points to the same version."""
-    view = release.get_version(store, name, ref)
-    body = schemas.Version.from_domain(view.version)
-    return answer(request, body, strong(view.version.checkpoint), caching(settings, ref, view.alias))
+def get_version(
+    name: ModelName, ref: VersionRef, request: Request, store: StoreDep, settings: SettingsDep, polls: PollsDep
+) -> Response:
+    """A version by number or alias. Poll an alias with `If-None-Match`: 304 while it points to the same version.
+
+    With `Prefer: wait=30` the 304 comes after 30 seconds, and the new version as soon as the alias moves.
+    """
+
+    def load() -> Representation:
+        view = release.get_version(store, name, ref)
+        body = schemas.Version.from_domain(view.version)
+        swept = "" if view.version.swept_at is None else "-swept"  # the one thing that ever changes about a version
+        return Representation.of(body, strong(view.version.checkpoint + swept), caching(settings, ref, view.alias))
+
+    return polls.read(request, name, load, follows=not ref.isdecimal())
 
 
 @router.get(
     "/versions/{ref}/checkpoint",
     response_class=Response,
     summary="Download a checkpoint",
-    responses={**_DOWNLOAD, **problems(*_UNKNOWN, errors.MissingBlob, errors.CorruptBlob, RANGE)},
+    responses={**_DOWNLOAD, **problems(*_UNKNOWN, errors.MissingBlob, *_BYTES, RANGE)},
 )
 def download_checkpoint(
     name: ModelName,
@@ -91,7 +104,9 @@ def download_checkpoint(
     headers = caching(settings, ref, found.alias)
     if is_current(request, strong(found.digest)):
         return Response(status_code=304, headers={"ETag": strong(found.digest), **headers})
-    return CheckpointFile(found.path, found.digest, found.size, f"{name}-{found.version.number}.safetensors", headers)
+    offload = settings.accel_redirect and f"{settings.accel_redirect}{found.path.relative_to(store.blobs.root)}"
+    filename = f"{name}-{found.version.number}.safetensors"
+    return CheckpointFile(found.path, found.digest, found.size, filename, headers, offload)
 
 
 @router.get(
@@ -104,11 +119,11 @@ def get_manifest(
     name: ModelName, ref: VersionRef, request: Request, store: StoreDep, settings: SettingsDep
 ) -> Response:
     """The manifest that stands in the checkpoint: recipe, input, layers, seed, environment."""
-    view = release.get_version(store, name, ref)
+    view, manifest = release.get_manifest(store, name, ref)
     headers = {"ETag": strong(view.version.checkpoint), **caching(settings, ref, view.alias)}
     if is_current(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
-    return JSONResponse(dict(view.version.manifest), headers=headers)
+    return JSONResponse(dict(manifest), headers=headers)
 
 
 @router.get("/versions/{ref}/audit", summary="Read what the log says about a version", responses=problems(*_UNKNOWN))
@@ -117,10 +132,17 @@ def version_audit(name: ModelName, ref: VersionRef, store: StoreDep) -> schemas.
     return schemas.AuditTrail.from_domain(history.version_audit(store, name, ref))
 
 
-@router.get("/versions/{ref}/lineage", summary="Trace a version's ancestry", responses=problems(*_UNKNOWN))
-def lineage(name: ModelName, ref: VersionRef, store: StoreDep) -> schemas.Lineage:
-    """The version and its ancestors, up to the first."""
-    return schemas.Lineage.from_domain(release.lineage(store, name, ref))
+@router.get(
+    "/versions/{ref}/lineage",
+    summary="Trace a version's ancestry",
+    responses=problems(*_UNKNOWN, errors.InvalidCursor),
+)
+def lineage(
+    name: ModelName, ref: VersionRef, store: StoreDep, limit: Limit = 50, cursor: CursorText = None
+) -> schemas.Lineage:
+    """The version and its ancestors, page by page, up to the first."""
+    page = release.lineage(store, name, ref, start=decode_number("lineage", cursor), limit=limit)
+    return schemas.Lineage.from_domain("lineage", page, schemas.Version.from_domain)
 
 
 @router.post(

@@ -16,6 +16,7 @@ from app.api.schemas.inputs import Input, NewInput, NewNormalisation, Normalisat
 from app.api.schemas.megabatches import Megabatch, Megabatches, Prequential
 from app.api.schemas.models import InitialWeights, Model, Models, NewModel, Tensor
 from app.api.schemas.reports import ByClass, OnArrival, Report, Retained
+from app.api.schemas.uploads import Refusal, Upload
 from app.api.schemas.versions import (
     Checkpoint,
     Layer,
@@ -67,11 +68,13 @@ __all__ = [
     "Promoted",
     "Ready",
     "Reason",
+    "Refusal",
     "Report",
     "Retained",
     "RolledBack",
     "Tensor",
     "TimeLine",
+    "Upload",
     "Verdict",
     "VerifiedLog",
     "Version",

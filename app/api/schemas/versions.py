@@ -6,7 +6,6 @@ guardrail judges, or where a checkpoint's bytes are kept. Densities lie in [0, 1
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field
@@ -27,6 +26,8 @@ SUMMARY = {
     "metrics": _METRICS,
     "checkpoint": _CHECKPOINT,
     "created_at": TIME,
+    "swept_at": None,
+    "swept_reason": None,
 }
 VERSION = {
     **SUMMARY,
@@ -69,9 +70,11 @@ class VersionSummary(BaseModel):
     metrics: dict[str, float] = Field(description="Accuracies, losses and gap by name; one without data is absent.")
     checkpoint: Checkpoint = Field(description="Its bytes.")
     created_at: Time = Field(description="When it was published or withheld.")
+    swept_at: Time | None = Field(description="When retention removed its bytes; null while they are there.")
+    swept_reason: str | None = Field(description="Why: the policy in words; null while they are there.")
 
     @classmethod
-    def from_domain(cls, version: domain.Version) -> Self:
+    def from_domain(cls, version: domain.VersionSummary) -> Self:
         """From the domain's value."""
         return cls(**_version_head(version))
 
@@ -121,7 +124,7 @@ class Version(VersionSummary):
     megabatches: int = Field(description="Megabatches that it was trained on.")
 
     @classmethod
-    def from_domain(cls, version: domain.Version) -> Self:
+    def from_domain(cls, version: domain.Version) -> Self:  # type: ignore[override]  # a summary does not tell enough
         """From the domain's value."""
         return cls(
             **_version_head(version),
@@ -143,7 +146,7 @@ class Version(VersionSummary):
         )
 
 
-def _version_head(version: domain.Version) -> dict[str, Any]:
+def _version_head(version: domain.VersionSummary) -> dict[str, Any]:
     return {
         "number": version.number,
         "status": version.status,
@@ -155,6 +158,8 @@ def _version_head(version: domain.Version) -> dict[str, Any]:
             digest=version.checkpoint, bytes=version.checkpoint_bytes, dense_bytes=version.dense_bytes
         ),
         "created_at": version.created_at,
+        "swept_at": version.swept_at,
+        "swept_reason": version.swept_reason,
     }
 
 
@@ -162,15 +167,8 @@ class Versions(Page[Version]):
     """Versions, newest first."""
 
 
-class Lineage(BaseModel):
-    """A version and its ancestors."""
-
-    items: list[Version] = Field(description="The version itself first, then its parent, up to the first of all.")
-
-    @classmethod
-    def from_domain(cls, versions: Iterable[domain.Version]) -> Self:
-        """From the domain's values."""
-        return cls(items=[Version.from_domain(version) for version in versions])
+class Lineage(Page[Version]):
+    """A version and its ancestors: itself first, then its parent, up to the first of all."""
 
 
 class Moment(BaseModel):
@@ -207,7 +205,7 @@ class Moment(BaseModel):
     megabatches: int = Field(description="Megabatches that it was trained on.")
 
     @classmethod
-    def from_domain(cls, version: domain.Version, champion: int | None) -> Self:
+    def from_domain(cls, version: domain.VersionSummary, champion: int | None) -> Self:
         """From a version and the number of the present champion."""
         return cls(
             version=version.number,

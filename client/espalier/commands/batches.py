@@ -9,6 +9,7 @@ import typer
 
 from espalier.commands.waiting import wait_for
 from espalier.console import NONE, count, plural, share, size, when
+from espalier.download import BLOCK
 from espalier.records import Megabatch, Prequential
 from espalier.session import UNPUBLISHED, Limit, ModelName, Reason, Session, command, group
 
@@ -29,20 +30,26 @@ def push(
     session: Session,
     name: ModelName,
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="An npz file with the members x and y.")
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            exists=True,
+            help="An npz file with the members x and y; a Parquet, Arrow, CSV or JSON lines file with a column of "
+            "labels; a zip or tar of images, or a folder of them.",
+        ),
     ],
     wait: Annotated[bool, typer.Option("--wait", help="Stay until the cycle that it sets off has ended.")] = False,
     timeout: Annotated[
         float | None, typer.Option(min=0, help="Longest wait in seconds.", show_default="as long as it takes")
     ] = None,
 ) -> None:
-    """Upload a megabatch. The same content again changes nothing, so it is safe to repeat."""
+    """Upload a megabatch. The same content again changes nothing, so it is safe to repeat; a large file that was cut
+    off, by Ctrl-C too, goes on where it was.
+    """
     with session.bars() as bars:
-        stage = bars.stage("uploading")
-        megabatch = session.client.upload(
-            name, file, progress=lambda sent, total: stage.at(sent, total, f"{size(sent)} of {size(total or sent)}")
-        )
-        stage.done(f"{size(file.stat().st_size)}   {_accepted(megabatch)}")
+        stage, sent = bars.stage("uploading"), _Sent()
+        megabatch = session.client.upload(name, file, progress=lambda done, total: stage.at(*sent.at(done, total)))
+        stage.done(f"{size(sent.total)}   {_accepted(megabatch)}")
     if megabatch.evaluation_overlap:
         session.remark(
             f"{plural(megabatch.evaluation_overlap, 'example')} left out of training: the evaluation set holds "
@@ -111,6 +118,22 @@ def unpin(session: Session, name: ModelName, number: Number, reason: Reason) -> 
     """Leave a megabatch to the replay policy again."""
     megabatch = session.client.unpin(name, number, reason)
     session.result(megabatch, f"megabatch {number} of {name} is not pinned: the replay policy decides about it")
+
+
+class _Sent:
+    """How far an upload is, in words."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._resumed = 0
+
+    def at(self, done: int, total: int | None) -> tuple[int, int | None, str]:
+        """What a bar shows."""
+        if self.total == 0:
+            self._resumed = done if done < (total or 0) and done > BLOCK else 0
+        self.total = total or done
+        resumed = f", {size(self._resumed)} of them before" if self._resumed else ""
+        return done, total, f"{size(done)} of {size(self.total)}{resumed}"
 
 
 def _status(megabatch: Megabatch) -> str:
