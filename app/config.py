@@ -44,10 +44,10 @@ class Settings(BaseSettings):
         4096 * _MIB, description="Largest accepted request body, in bytes."
     )
     max_megabatch_bytes: Annotated[int, Field(ge=1024)] = Field(
-        2048 * _MIB, description="Largest accepted megabatch after decoding, in bytes."
+        4096 * _MIB, description="Largest accepted megabatch after decoding, in bytes."
     )
     decode_seconds: Annotated[float, Field(gt=0)] = Field(
-        60.0, description="Deadline for decoding one upload, in seconds."
+        60.0, description="Deadline for decoding one upload, in seconds; one second more for every 8 MiB of its body."
     )
     min_upload_bytes_per_second: Annotated[int, Field(ge=0)] = Field(
         1024,

@@ -47,6 +47,9 @@ class Looked(Protocol):
 
     looked_at: float
 
+    def look(self) -> None:
+        """Read what was changed."""
+
 
 @dataclass(eq=False, slots=True)
 class Entry:
@@ -92,6 +95,14 @@ class Polls:
     def start(self, feed: Looked) -> None:
         """Begin to answer, in the running event loop, as long as this feed looks."""
         self._feed, self._loop, self._leaving = feed, asyncio.get_running_loop(), False
+
+    def catch_up(self) -> None:
+        """Know what another answer of this process says already. While the database cannot be read, nothing is."""
+        assert self._feed is not None
+        try:
+            self._feed.look()
+        except StoreBusy as busy:
+            _log.warning("polls could not catch up: %s", busy)
 
     def leave(self) -> None:
         """Answer everybody who waits, and let nobody wait any more. From any thread, and from signal handlers."""

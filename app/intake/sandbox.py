@@ -24,7 +24,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,9 @@ _ENVIRONMENT = {
     "ARROW_DEFAULT_MEMORY_POOL": "system",
 }
 """All that the child's environment holds beside the module path: pools would only cost it address space."""
+
+_BYTES_PER_SECOND = 8 << 20
+"""A slow machine under load decodes as fast: what is large may take longer than the deadline of what is small."""
 
 _BEGUN = b"begun\n"
 _LOOK_SECONDS = 1.0
@@ -68,6 +71,7 @@ def decode(
         StorageFull: the disk of ``work`` is full.
         Fault: the decoder could not be started or could not read or write its files.
     """
+    limits = replace(limits, seconds=limits.seconds + path.stat().st_size / _BYTES_PER_SECOND)
     job = {
         "upload": str(path.absolute()),
         "work": str(work.absolute()),

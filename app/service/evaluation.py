@@ -34,13 +34,14 @@ class EvaluationView:
 
 
 def set_evaluation(
-    store: Store, name: str, staged: Staged, *, limits: Limits, actor: Actor
+    store: Store, name: str, staged: Staged, *, limits: Limits, actor: Actor, media: str | None = None
 ) -> tuple[EvaluationView, bool]:
     """Decode, check and keep an upload as the model's evaluation set, instead of the one that it has, if it has one.
 
     Args:
         staged: the upload's bytes, durable but not yet trusted.
         limits: how much, and for how long, decoding may take.
+        media: its declared media type, if any.
 
     Returns:
         The set in force now, and whether it is new: the arrays that are in force already change nothing.
@@ -54,7 +55,9 @@ def set_evaluation(
         before = tx.buffer.evaluation(model)
     require_input(model)
     reading = replace(reading_of(model.input), extend=False)
-    _, draft = decoded_draft(store.blobs, staged, limits, reading, lambda decoded: _fitting(model.input, decoded))
+    _, draft = decoded_draft(
+        store.blobs, staged, limits, reading, lambda decoded: _fitting(model.input, decoded), media
+    )
     again = before is not None and before.digest == draft.digest
     counted = {} if again else _counted(store, model, draft)
     with store.transaction(actor) as tx:

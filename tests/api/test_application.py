@@ -30,7 +30,8 @@ def addresses(app: FastAPI) -> set[str]:
         waiting += getattr(getattr(route, "original_router", None), "routes", [])
         path = getattr(route, "path", None)
         if path is not None:
-            plain = re.sub(r"\{number\}|\{seq\}", "1", path).format(model="gas", ref="champion", alias="champion", upload="ab"))
+            plain = re.sub(r"\{number\}|\{seq\}", "1", path)
+            found.add(plain.format(model="gas", ref="champion", alias="champion", upload="ab"))
     return found
 
 

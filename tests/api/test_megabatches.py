@@ -69,7 +69,9 @@ def test_no_content_type_at_all(house: House) -> None:
     assert house.http.post(PATH, content=upload_bytes()).status_code == 201
 
 
-@pytest.mark.parametrize("media", ["multipart/form-data; boundary=x", "application/json", "text/html", "image/png", "x"])
+@pytest.mark.parametrize(
+    "media", ["multipart/form-data; boundary=x", "application/json", "text/html", "image/png", "x"]
+)
 def test_other_content_types_are_refused_unread(house: House, media: str) -> None:
     answer = house.http.post(PATH, content=never(), headers={"Content-Type": media})
     assert "application/octet-stream" in problem(answer, 415, "unsupported-media-type")["detail"]

@@ -45,6 +45,9 @@ def test_a_declared_input_comes_back(house: House) -> None:
         "classes": ["a", "b"],
         "normalisation": {"name": "fixed", "signed_log": True, "clip": None, "mean": [0.5, 1], "std": [1, 2]},
         "unseen_classes": "extend",
+        "label": "kind",
+        "features": ["height", "width"],
+        "resize": "reject",
     }
     assert house.create(input=given).json()["input"] == given
 

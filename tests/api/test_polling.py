@@ -235,6 +235,19 @@ def test_another_process_is_stale_for_moments_only(settings: Settings) -> None:
         assert asked == []
 
 
+@pytest.mark.parametrize("path", ["cycles/3", "cycles", "versions"])
+def test_who_was_told_of_a_cycle_finds_its_version(settings: Settings, path: str) -> None:
+    """The worker is another process: without this, a poll after the wait for a cycle could show the version before."""
+    slow = changed(settings, refresh_seconds=1.0)
+    with opened(slow) as here, opened(slow) as worker:
+        grow(here)
+        assert here.http.get(VERSION).json()["number"] == 2
+        for seed in (3, 4, 5):
+            worker.publish(seed)
+            here.http.get(f"/v1/models/gas/{path}").raise_for_status()
+            assert here.http.get(VERSION).json()["number"] == seed
+
+
 def test_a_database_out_of_reach_is_said(house: House, database_url: str) -> None:
     """Not at once, since nothing may have changed; but soon, since something may have. And it passes by itself."""
     if house.store.dialect != "postgresql":

@@ -7,11 +7,11 @@ from fastapi import APIRouter, Request, Response
 from app import errors
 from app.api import schemas
 from app.api.declared import JSON_BODY, problems, with_headers
-from app.api.dependencies import ActorDep, CursorText, Limit, ModelName, Number, StoreDep, decode_number
+from app.api.dependencies import TOLD, ActorDep, CursorText, Limit, ModelName, Number, StoreDep, decode_number
 from app.api.strict_json import JsonRoute
 from app.service import cycles
 
-router = APIRouter(prefix="/v1/models/{model}/cycles", tags=["cycles"], route_class=JsonRoute)
+router = APIRouter(prefix="/v1/models/{model}/cycles", tags=["cycles"], route_class=JsonRoute, dependencies=[TOLD])
 
 
 @router.post(

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from app import errors
 from app.api import schemas
-from app.api.bodies import EvaluationUpload
+from app.api.bodies import EvaluationUpload, UploadMedia
 from app.api.declared import UPLOAD_BODY, problems, with_headers
 from app.api.dependencies import ActorDep, ModelName, SettingsDep, StoreDep
 from app.api.problems import MALFORMED_HEADER, TOO_SLOW, UNSUPPORTED_MEDIA
@@ -47,6 +47,7 @@ router = APIRouter(prefix="/v1/models/{model}/evaluation-set", tags=["megabatche
 async def set_evaluation_set(
     name: ModelName,
     staged: EvaluationUpload,
+    media: UploadMedia,
     request: Request,
     response: Response,
     store: StoreDep,
@@ -57,7 +58,7 @@ async def set_evaluation_set(
     force for cycles that are claimed from now on; examples of megabatches that are in it are left out of training.
     """
     limits = Limits(max_bytes=settings.max_megabatch_bytes, seconds=settings.decode_seconds)
-    put = partial(evaluation.set_evaluation, store, name, staged, limits=limits, actor=actor)
+    put = partial(evaluation.set_evaluation, store, name, staged, limits=limits, actor=actor, media=media)
     view, new = await anyio.to_thread.run_sync(put, limiter=request.app.state.decoding)
     if not new:
         response.headers["Idempotency-Replayed"] = "true"

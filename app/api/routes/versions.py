@@ -11,6 +11,7 @@ from app import errors
 from app.api import schemas
 from app.api.declared import JSON_BODY, NOT_MODIFIED, problems, with_headers
 from app.api.dependencies import (
+    TOLD,
     ActorDep,
     AliasRevision,
     CursorText,
@@ -28,7 +29,7 @@ from app.api.representations import CheckpointFile, Representation, caching, is_
 from app.api.strict_json import JsonRoute
 from app.service import history, release
 
-router = APIRouter(prefix="/v1/models/{model}", tags=["versions"], route_class=JsonRoute)
+router = APIRouter(prefix="/v1/models/{model}", tags=["versions"], route_class=JsonRoute, dependencies=[TOLD])
 
 _UNKNOWN = (errors.UnknownModel, errors.UnknownVersion)
 _BYTES = (errors.VersionSwept, errors.CorruptBlob, errors.StorageUnreachable, errors.StorageRefused)
