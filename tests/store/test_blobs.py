@@ -16,6 +16,7 @@ from app.errors import CorruptBlob, MissingBlob, StorageFull, UploadTooLarge
 from app.store.blobs import Blobs, open_blobs
 from tests.builders import digest_of
 from tests.s3 import S3
+from tests.scenarios.deployment import until
 
 NONE = "sha256:" + "0" * 64
 GRACE = 100
@@ -382,10 +383,13 @@ def test_keeping_and_sweeping_at_once_never_loses_a_kept_blob(blobs, place):
             place.age(digest, 1000)  # what it would be, had it been kept long ago
             blobs.put(str(n % 7).encode())
             assert blobs.has(digest)
+        abandoned = blobs.put(b"never kept again")
+        place.age(abandoned, 1000)
+        until(lambda: not blobs.has(abandoned))  # it was at work all the while
     finally:
         stop.set()
         sweeper.join()
-    assert swept, "the sweep never met an old blob"
+    assert abandoned in swept
 
 
 @everywhere
