@@ -71,7 +71,8 @@ def decode(
         StorageFull: the disk of ``work`` is full.
         Fault: the decoder could not be started or could not read or write its files.
     """
-    limits = replace(limits, seconds=limits.seconds + path.stat().st_size / _BYTES_PER_SECOND)
+    size = path.stat().st_size if path.exists() else 0  # that it is not there, the child says
+    limits = replace(limits, seconds=limits.seconds + size // _BYTES_PER_SECOND)
     job = {
         "upload": str(path.absolute()),
         "work": str(work.absolute()),

@@ -10,6 +10,7 @@ Laws:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -22,6 +23,8 @@ from app.store.tables import models, uploads
 
 _UNFINISHED = (UploadState.OPEN.value, UploadState.COMPLETE.value)
 _COLUMNS = (*(column for column in uploads.c if column.name != "model_id"), models.c.name.label("model"))
+
+_ID = re.compile(r"[0-9a-f]{32}")
 
 
 class Uploads:
@@ -68,7 +71,8 @@ class Uploads:
             UnknownUpload: there is none of this id.
         """
         query = sa.select(*_COLUMNS).join(models, models.c.id == uploads.c.model_id).where(uploads.c.id == upload)
-        row = self._connection.execute(query).mappings().one_or_none()
+        # What cannot be an id is never sent to the database: PostgreSQL takes no NUL.
+        row = self._connection.execute(query).mappings().one_or_none() if _ID.fullmatch(upload) else None
         if row is None:
             raise UnknownUpload(f"there is no upload {upload[:40]!r}: it was removed or has expired; begin a new one")
         return Upload(**{**row, "state": UploadState(row["state"])})

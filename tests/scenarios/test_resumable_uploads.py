@@ -171,6 +171,8 @@ def test_our_client_outlives_a_kill_of_the_service(deployment: Deployment, cache
     pushing = threading.Thread(target=push)
     pushing.start()
     assert going.wait(60)
+    [part] = (deployment.data / "blobs" / "uploads").iterdir()
+    until(lambda: httpx.get(f"{service.url()}/v1/uploads/{part.name}").json()["offset"] >= RECORD_BYTES)
     restarted(deployment, service)
     killed.set()
     pushing.join(120)
