@@ -24,7 +24,7 @@ from app.store.tables import models, uploads
 _UNFINISHED = (UploadState.OPEN.value, UploadState.COMPLETE.value)
 _COLUMNS = (*(column for column in uploads.c if column.name != "model_id"), models.c.name.label("model"))
 
-_ID = re.compile(r"[0-9a-f]{32}")
+_ID = re.compile(r"[a-z0-9-]{1,32}")
 
 
 class Uploads:
