@@ -203,11 +203,11 @@ def _postgresql(url: str, tables: dict[str, Iterable[Row]], frontier: Callable[[
             while chunk := list(islice(left, _CHUNK)):
                 text = io.StringIO()
                 text.writelines("\t".join(map(_copied, row)) + "\n" for row in chunk)
-                with cursor.copy(f"COPY {name} ({_columns(name)}) FROM STDIN") as copy:  # type: ignore[arg-type]
+                with cursor.copy(f"COPY {name} ({_columns(name)}) FROM STDIN") as copy:  # type: ignore[arg-type]  # names of our own tables
                     copy.write(text.getvalue())
         for name in ("models", "megabatches", "cycles", "versions"):
             top = f"(SELECT max(id) FROM {name})"
-            cursor.execute(f"SELECT setval(pg_get_serial_sequence('{name}', 'id'), {top})")  # type: ignore[arg-type]
+            cursor.execute(f"SELECT setval(pg_get_serial_sequence('{name}', 'id'), {top})")  # type: ignore[arg-type]  # names of our own tables
         cursor.execute("UPDATE log_head SET size = %s, root = %s, frontier = %s", _head(frontier()))
     with psycopg.connect(plain, autocommit=True) as connection:
         connection.execute("VACUUM ANALYZE")

@@ -177,18 +177,28 @@ def test_a_service_that_stops_answers_those_who_wait(tmp_path: Path) -> None:
         tag = httpx.get(path).headers["ETag"]
         answers: list[httpx.Response] = []
 
+        asked, listening = threading.Event(), threading.Event()
+
         def wait() -> None:
-            answers.append(httpx.get(path, headers={"If-None-Match": tag, "Prefer": "wait=60"}, timeout=60))
+            def trace(event: str, _info: object) -> None:
+                if event == "http11.send_request_body.complete":
+                    asked.set()
+
+            headers = {"If-None-Match": tag, "Prefer": "wait=60"}
+            with httpx.Client(timeout=60) as http:
+                request = http.build_request("GET", path, headers=headers, extensions={"trace": trace})
+                answers.append(http.send(request))
 
         def listen() -> None:
             with httpx.stream("GET", f"{service.url}/v1/events", timeout=60) as answer:
-                answer.read()
+                for _ in answer.iter_raw():
+                    listening.set()
                 answers.append(answer)
 
         threads = [threading.Thread(target=target) for target in (wait, listen)]
-        for thread in threads:
+        for thread, begun in zip(threads, (asked, listening), strict=True):  # the service takes them in this order
             thread.start()
-        time.sleep(0.5)
+            assert begun.wait(20)
         began = time.monotonic()
         assert service.stop() == 0
         for thread in threads:
@@ -226,7 +236,15 @@ def test_what_was_kept_for_another_alias_or_was_damaged_is_not_handed_over(
     watch_first(client.watch(trained, path=target))
     note = tmp_path / ".model.safetensors.json"
     assert json.loads(note.read_text())["watched"] == f"{trained}@champion"
-    away, _ = connect(refused, times=10_000)
+    away, network = connect(refused, times=10_000)
+
+    def tried(watch: Watch) -> Following:
+        """What a watch hands over by the time that it has asked three times."""
+        before = len(network.requests)
+        with Following(watch) as following:
+            until(lambda: len(network.requests) >= before + 3)
+        return following
+
     good = target.read_bytes()
     for damage in (
         lambda: target.write_bytes(good[:-1] + bytes([good[-1] ^ 1])),
@@ -237,12 +255,9 @@ def test_what_was_kept_for_another_alias_or_was_damaged_is_not_handed_over(
         note.unlink,
     ):
         damage()
-        with Following(away.watch(trained, interval=0.02, path=target)) as following:
-            time.sleep(0.3)
+        following = tried(away.watch(trained, interval=0.02, path=target))
         assert (following.seen, following.error) == ([], None)
-    with Following(away.watch(f"{trained}@latest", interval=0.02, path=target)) as following:
-        time.sleep(0.3)
-    assert following.seen == []
+    assert tried(away.watch(f"{trained}@latest", interval=0.02, path=target)).seen == []
 
 
 def test_a_download_that_fails_leaves_the_last_good_version_in_force(

@@ -21,7 +21,7 @@ import numpy as np
 try:
     import zstandard
 except ImportError:  # a file in which nothing is compressed can be read all the same
-    zstandard = None  # type: ignore[assignment]
+    zstandard = None  # type: ignore[assignment]  # a module, or nothing
 
 FORMATS = ("espalier-sparse-1", "espalier-sparse-2")
 MOST = 1 << 35  # bytes that a file may unfold to, unless the caller allows more: a small file can say much
