@@ -37,10 +37,22 @@ class ModelState(StrEnum):
 
 
 class MegabatchStatus(StrEnum):
-    """Whether a megabatch may be trained on."""
+    """Whether a megabatch may be trained on; of an erased one, nothing but the fact is left."""
 
     ACCEPTED = "accepted"
     QUARANTINED = "quarantined"
+    ERASED = "erased"
+
+
+class Scope(StrEnum):
+    """What a key allows. No scope includes another, but ``admin``, which includes all."""
+
+    READ = "read"
+    INGEST = "ingest"
+    TRAIN = "train"
+    RELEASE = "release"
+    AUDIT = "audit"
+    ADMIN = "admin"
 
 
 class UploadState(StrEnum):
@@ -81,6 +93,7 @@ class CycleTrigger(StrEnum):
     MANUAL = "manual"
     ROLLBACK = "rollback"
     GUARDRAIL = "guardrail"
+    ERASURE = "erasure"
     INITIAL_WEIGHTS = "initial-weights"
 
 
@@ -156,7 +169,7 @@ class InputSpec:
 class Model:
     """One registered, long-running learning problem.
 
-    ``generation`` counts what invalidates running cycles: alias moves, quarantines, recipe revisions.
+    ``generation`` counts what invalidates running cycles: alias moves, quarantines, erasures, recipe revisions.
     """
 
     id: int
@@ -217,12 +230,30 @@ class MegabatchDraft:
 
 
 @dataclass(frozen=True, slots=True)
+class Erasure:
+    """Rows that were taken out of a megabatch for good.
+
+    Attributes:
+        at: when.
+        before: how many rows there were until then.
+        removed: which of those went: first and last of each run of rows, in order.
+    """
+
+    at: datetime
+    before: int
+    removed: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Megabatch:
-    """One uploaded, immutable set of labelled examples, in order of arrival.
+    """One uploaded set of labelled examples, in order of arrival. Nothing changes it but an erasure.
 
     ``pinned``: replayed in every cycle while it is accepted, whatever else the replay policy keeps.
     ``evaluation_overlap``: how many of its examples are in the model's evaluation set too, and so are not trained on;
     None without an evaluation set.
+    ``digest``: of the arrays as they were accepted, also when values were erased since.
+    ``erasures``: of single examples, oldest first; ``erased_at``: when the last of its values went, all of them where
+    its status is ``erased``.
     """
 
     model: str
@@ -239,6 +270,8 @@ class Megabatch:
     prequential: Prequential | None
     evaluation_overlap: int | None
     received_at: datetime
+    erased_at: datetime | None = None
+    erasures: tuple[Erasure, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,6 +404,21 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldLease:
+    """A lease that a worker holds, as somebody saw it: every renewal and every claim makes another one of it.
+
+    Attributes:
+        cycle: the cycle's row.
+        token: fencing token.
+        heartbeat_at: when it was last renewed, by its worker's clock; only ever compared with itself.
+    """
+
+    cycle: int
+    token: int
+    heartbeat_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class Layer:
     """One prunable tensor of a version: how many of its weights are kept."""
 
@@ -447,6 +495,8 @@ class VersionDraft:
         metrics: accuracies, losses and gap, by name; a metric without data is absent.
         manifest: the checkpoint's manifest.
         report: figures that are no single number: by class, by megabatch; plain JSON values.
+        inputs, samples, answers, falls: blobs that say what the version was made from; None where nobody wrote them.
+        uses: by megabatch, what the cycle did with any of its samples (``espalier.formats.custody.Use``).
     """
 
     status: VersionStatus
@@ -467,6 +517,11 @@ class VersionDraft:
     megabatches: int
     manifest: Mapping[str, Any]
     report: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Digest | None = None
+    samples: Digest | None = None
+    answers: Digest | None = None
+    falls: Digest | None = None
+    uses: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -503,7 +558,10 @@ class VersionSummary:
 
 @dataclass(frozen=True, slots=True)
 class Version(VersionSummary):
-    """A numbered, immutable result with parent, stage, metrics and verdict. Its manifest is asked for by itself."""
+    """A numbered, immutable result with parent, stage, metrics and verdict. Its manifest is asked for by itself.
+
+    ``inputs, samples, answers, falls`` are blobs that say what it was made from; older versions have none.
+    """
 
     cycle: int
     depth: int
@@ -514,6 +572,51 @@ class Version(VersionSummary):
     dense: Digest
     mask_digest: Digest
     report: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Digest | None = None
+    samples: Digest | None = None
+    answers: Digest | None = None
+    falls: Digest | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """What a version's cycle did with samples of a megabatch.
+
+    Attributes:
+        use: every ``espalier.formats.custody.Use`` of any of them; 0 where only an ancestor's cycle used it.
+    """
+
+    version: int
+    megabatch: int
+    use: int
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionDraft:
+    """What a client decided with a version, as it reports it.
+
+    Attributes:
+        checkpoint: digest of the version's sparse checkpoint.
+        example: the client's name for what was decided about.
+        answer: what was decided: the name of a class.
+        confidence: in [0, 1].
+    """
+
+    version: int
+    checkpoint: Digest
+    example: str | None
+    answer: str
+    confidence: float | None
+    made_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Decision(DecisionDraft):
+    """A decision, as it is kept. ``actor`` reported it."""
+
+    id: int
+    actor: str
+    received_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -542,6 +645,74 @@ class AliasMove:
 
 
 @dataclass(frozen=True, slots=True)
+class Protection:
+    """What stands between an alias and its next move by hand, or by the service itself.
+
+    Attributes:
+        approvals: how many other people must approve a promotion; 0: none.
+        automatic: whether the service moves it by itself when a version passes its guardrails.
+        set_at: when that was decided; None where nobody did, and the defaults hold.
+    """
+
+    model: str
+    alias: str
+    approvals: int = 0
+    automatic: bool = True
+    set_at: datetime | None = None
+
+    @property
+    def needed(self) -> int:
+        """Approvals that a proposal needs: one at least, or it would not be a proposal."""
+        return max(1, self.approvals)
+
+
+class ProposalState(StrEnum):
+    """Where a proposed move stands. Expired and overtaken ones were never decided."""
+
+    OPEN = "open"
+    CARRIED_OUT = "carried-out"
+    REJECTED = "rejected"
+    EXPIRED = "expired"
+    OVERTAKEN = "overtaken"
+
+
+@dataclass(frozen=True, slots=True)
+class Approval:
+    """One person's consent to a proposal."""
+
+    actor: str
+    reason: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A move of a protected alias that waits for other people.
+
+    Attributes:
+        revision: the alias's, when the move was proposed; another one since then has overtaken it.
+        override: whether it makes a champion of a version that was withheld.
+        approvals: given so far, by as many actors.
+        decided_by, decided_at: who carried it out, by approving last, or rejected it.
+    """
+
+    model: str
+    number: int
+    alias: str
+    version: int
+    revision: int
+    override: bool
+    state: ProposalState
+    reason: str
+    proposed_by: str
+    proposed_at: datetime
+    expires_at: datetime
+    approvals: tuple[Approval, ...]
+    decided_by: str | None
+    decided_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class AuditEntry:
     """One immutable fact.
 
@@ -561,10 +732,75 @@ class AuditEntry:
 
 @dataclass(frozen=True, slots=True)
 class LogHead:
-    """The log's last state: how many entries, and the RFC 6962 Merkle root over their leaf hashes, in hex."""
+    """The log's last state: how many entries, and the RFC 6962 Merkle root over their leaf hashes, in hex.
+
+    ``epoch`` grows when an older database goes on where a younger one had signed more.
+    """
 
     size: int
     root: str
+    epoch: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class SignedHead:
+    """A state of the log that was signed: ``note`` is what was served (C2SP signed note)."""
+
+    head: LogHead
+    note: str
+    signed_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key, without its secret: who it stands for, and what it allows.
+
+    Attributes:
+        id: part of the key's text, by which it is found.
+        name: the actor's name in the log; never given to another key.
+        models: the models that it is for; None: all.
+        requests_per_minute: None: as many as the settings say.
+        used_at: to the minute; None: never.
+    """
+
+    id: str
+    name: str
+    scopes: frozenset[Scope]
+    models: frozenset[str] | None
+    requests_per_minute: int | None
+    created_by: str
+    created_at: datetime
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+    revoked_reason: str | None = None
+    used_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, and what they may do.
+
+    Attributes:
+        name: the actor's name in the log.
+        scopes: what their key allows.
+        models: the models that it is for; None: all.
+        key: id of their key; empty on a service that is open.
+        expires_at: when their key, or their session with it, ends.
+    """
+
+    name: str
+    scopes: frozenset[Scope]
+    models: frozenset[str] | None = None
+    key: str = ""
+    expires_at: datetime | None = None
+
+    def may(self, scope: Scope) -> bool:
+        """Whether they have a scope; ``admin`` is all of them."""
+        return scope in self.scopes or Scope.ADMIN in self.scopes
+
+    def sees(self, model: str) -> bool:
+        """Whether their key is for this model."""
+        return self.models is None or model in self.models
 
 
 @dataclass(frozen=True, slots=True)

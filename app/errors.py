@@ -13,18 +13,25 @@
     │   ├── LengthMismatch
     │   ├── ChecksumMismatch     one part of a resumable upload; the parts before it stay
     │   ├── KeyReused            an idempotency key that came with other content before
+    │   ├── InvalidStamp         a decision names a version or checkpoint that is not the model's
     │   └── NotAnAncestor
     ├── NotFound
     │   ├── UnknownModel  UnknownMegabatch  UnknownEvaluationSet  UnknownCycle
-    │   ├── UnknownVersion  UnknownAlias  UnknownEntry
+    │   ├── UnknownVersion  UnknownAlias  UnknownEntry  UnknownProposal  UnknownKey
     │   ├── UnknownUpload  UploadExpired
+    │   ├── NotRecorded          the version was made before this was written down
     │   └── VersionSwept         its row is there, its bytes are not
     ├── Conflict                 true in itself, but not now
     │   ├── ModelExists
+    │   ├── KeyNameTaken         names of keys are never given twice: the log goes by them
     │   ├── MegabatchQuarantined
+    │   ├── MegabatchErased      the same content was there, and was erased
+    │   ├── EvaluationEmptied    an erasure would leave no evaluation examples
     │   ├── InputUnknown         what the model is fed is not known yet
     │   ├── NothingToTrain
     │   ├── ModelPaused
+    │   ├── VerdictStands        a version that its guardrails withheld, promoted without saying so
+    │   ├── ProposalClosed       decided, expired or overtaken
     │   ├── AliasMoved           a lost race: the alias's revision is another one by now
     │   ├── PreconditionMissing  a move of an alias without If-Match
     │   ├── OffsetMismatch       .expected: where the upload goes on
@@ -33,18 +40,23 @@
     │   ├── KeyInUse             the first request with this idempotency key still runs
     │   └── LeaseLost            the cycle was superseded, or another worker holds it
     ├── Denied
+    │   ├── SelfApproval         one person's proposal needs another person's approval
+    │   ├── ScopeMissing         the key does not allow it
+    │   ├── OtherModel           the key is for other models
     │   └── KeyRequired
     ├── LearningFailed           a cycle cannot make a version of what it was given
     │   ├── TrainingDiverged     losses, scores or weights became infinite or NaN
     │   └── NetworkUnusable      the network does not fit its input, or has nothing to prune
     ├── Unavailable              try again later
     │   ├── StoreBusy  StorageFull  TooManyUploads
+    │   ├── TooManyRequests      .seconds: after which it may be tried again
     │   └── StorageUnreachable  StorageRefused
     └── Fault                    a law of the house is broken
         ├── UnauditedChange      a transaction changed audited rows without an audit entry
         ├── RefusedSql           text or driver-level SQL, or a change of an audit entry
         ├── SchemaMismatch       the database needs `espalier migrate`
         ├── CorruptBlob  MissingBlob
+        ├── LogBehind            the log is not a continuation of what was signed
         └── InvariantBroken      density, nesting or scored weights are not what the plan says
 
 The message of an error says what to do. ``str(error)`` is that message.
@@ -119,6 +131,10 @@ class KeyReused(BadInput):
     """An idempotency key was sent with other content before."""
 
 
+class InvalidStamp(BadInput):
+    """A decision is stamped with a version that the model does not have, or with another checkpoint than its."""
+
+
 class NotAnAncestor(BadInput):
     """A rollback aims at a version that the champion does not descend from."""
 
@@ -151,8 +167,16 @@ class UnknownAlias(NotFound):
     """The model has no alias of this name."""
 
 
+class UnknownProposal(NotFound):
+    """A model has no proposal of this number."""
+
+
 class UnknownEntry(NotFound):
     """The log has no entry of this number."""
+
+
+class UnknownKey(NotFound):
+    """No key has this name."""
 
 
 class UnknownUpload(NotFound):
@@ -161,6 +185,10 @@ class UnknownUpload(NotFound):
 
 class UploadExpired(NotFound):
     """A resumable upload was left alone for too long."""
+
+
+class NotRecorded(NotFound):
+    """A version was made before this was written down about versions."""
 
 
 class VersionSwept(NotFound):
@@ -175,8 +203,20 @@ class ModelExists(Conflict):
     """A model of this name exists already, with another recipe or input."""
 
 
+class KeyNameTaken(Conflict):
+    """A key of this name exists, or existed: names are never given twice."""
+
+
 class MegabatchQuarantined(Conflict):
     """The same content was uploaded before and is quarantined."""
+
+
+class MegabatchErased(Conflict):
+    """The same content was uploaded before, and it, or examples of it, were erased; or what is asked for needs them."""
+
+
+class EvaluationEmptied(Conflict):
+    """An erasure would take the last examples of the evaluation set that is in force."""
 
 
 class InputUnknown(Conflict):
@@ -189,6 +229,14 @@ class NothingToTrain(Conflict):
 
 class ModelPaused(Conflict):
     """The model is paused; it must be resumed first."""
+
+
+class VerdictStands(Conflict):
+    """Guardrails withheld the version; to promote it all the same must be said, and is audited."""
+
+
+class ProposalClosed(Conflict):
+    """A proposal is decided, expired or overtaken by another move."""
 
 
 class AliasMoved(Conflict):
@@ -230,6 +278,18 @@ class Denied(EspalierError):
     """The caller may not do this."""
 
 
+class SelfApproval(Denied):
+    """A proposal is approved by others than who proposed it, and by each of them once."""
+
+
+class ScopeMissing(Denied):
+    """The key does not allow this: it lacks the scope."""
+
+
+class OtherModel(Denied):
+    """The key is for other models, or for some models where the whole service is asked about."""
+
+
 class KeyRequired(Denied):
     """The request carries no key, or a wrong one."""
 
@@ -252,6 +312,14 @@ class Unavailable(EspalierError):
 
 class StoreBusy(Unavailable):
     """The database is busy with another writer."""
+
+
+class TooManyRequests(Unavailable):
+    """A key, or an address that showed wrong ones, asked too often. ``seconds``: how long to wait."""
+
+    def __init__(self, message: str, seconds: int) -> None:
+        super().__init__(message)
+        self.seconds = seconds
 
 
 class StorageFull(Unavailable):
@@ -292,6 +360,10 @@ class CorruptBlob(Fault):
 
 class MissingBlob(Fault):
     """A blob that a row names is not there."""
+
+
+class LogBehind(Fault):
+    """The log is older than a checkpoint of it that was signed, or was rewritten: it is not signed as it is."""
 
 
 class InvariantBroken(Fault):

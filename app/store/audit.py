@@ -22,9 +22,10 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from app import __version__
-from app.domain import Actor, AuditEntry, Digest, LogHead, Page
+from app.domain import Actor, AuditEntry, Digest, LogHead, Page, SignedHead
 from app.errors import Fault, UnknownEntry
-from app.store.tables import audit_entries, audit_subjects, log_head
+from app.store.merkle import Tree, completed, nodes_of
+from app.store.tables import audit_entries, audit_subjects, log_checkpoints, log_head, log_nodes
 from espalier.formats.canonical import canonical_json, exact
 from espalier.formats.proof import Frontier, leaf_hash
 
@@ -57,6 +58,7 @@ class Audit:
         self._actor = actor
         self._now = now
         self._pending: list[dict[str, Any]] = []
+        self._begun = 0
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
@@ -97,6 +99,11 @@ class Audit:
         canonical_json(document)  # what cannot be recorded fails here, where the caller stands
         self._pending.append(document)
 
+    def begin_epoch(self, epoch: int, *, parameters: Mapping[str, Any], reason: str) -> None:
+        """Say that what was signed before is no longer continued; checkpoints bear another origin from here on."""
+        self.append("log.epoch-began", model=None, parameters=parameters, reason=reason)
+        self._begun = epoch
+
     @property
     def pending(self) -> bool:
         """Whether there is anything to write."""
@@ -110,17 +117,26 @@ class Audit:
         frontier = _frontier(head)
         documents = [{"seq": seq, **pending} for seq, pending in enumerate(self._pending, frontier.size + 1)]
         rows = [self._row(document) for document in documents]
+        nodes: list[dict[str, Any]] = []
         for row in rows:
-            frontier = frontier.append(bytes.fromhex(row["leaf"]))
+            leaf = bytes.fromhex(row["leaf"])
+            nodes += completed(frontier.size + 1, frontier.carries(leaf))
+            frontier = frontier.append(leaf)
         self._connection.execute(sa.insert(audit_entries), rows)
+        if nodes:
+            self._connection.execute(sa.insert(log_nodes), nodes)
         if about := [row for document in documents for row in _subjects(document)]:
             self._connection.execute(sa.insert(audit_subjects), about)
         self._connection.execute(
             sa.update(log_head).values(
-                size=frontier.size, root=frontier.root().hex(), frontier=[item.hex() for item in frontier.hashes]
+                size=frontier.size,
+                root=frontier.root().hex(),
+                frontier=[item.hex() for item in frontier.hashes],
+                epoch=max(head.epoch, self._begun),
             )
         )
         self._pending.clear()
+        self._begun = 0
 
     def _row(self, document: dict[str, Any]) -> dict[str, Any]:
         spelled = canonical_json(document)
@@ -174,6 +190,38 @@ class Audit:
         wanted = sa.select(audit_entries).where(audit_entries.c.seq.in_(sa.union(*found)))
         return [_entry(row) for row in self._connection.execute(wanted.order_by(audit_entries.c.seq))]
 
+    def numbers_about(self, model: str, subject: Subject, numbers: Sequence[int]) -> set[int]:
+        """Numbers of every entry that is about any of these, by the index of the log.
+
+        Args:
+            model: whose they are.
+            subject: what the numbers count.
+            numbers: any number of them.
+        """
+        found: set[int] = set()
+        here = audit_subjects.c.model == model, audit_subjects.c.subject == subject
+        for start in range(0, len(numbers), _VERIFY_ROWS):
+            among = audit_subjects.c.number.in_(numbers[start : start + _VERIFY_ROWS])
+            found.update(self._connection.execute(sa.select(audit_subjects.c.seq).where(*here, among)).scalars())
+        return found
+
+    def numbers_of(self, model: str, kinds: Collection[str]) -> set[int]:
+        """Numbers of a model's entries of these kinds."""
+        wanted = sa.select(audit_entries.c.seq).where(audit_entries.c.model == model, audit_entries.c.kind.in_(kinds))
+        return set(self._connection.execute(wanted).scalars())
+
+    def spelled(self, numbers: Collection[int]) -> list[tuple[int, bytes, bytes]]:
+        """Entries by number, in order: the number, the bytes that were hashed, and their leaf hash.
+
+        Raises:
+            Fault: one of them does not hold.
+        """
+        wanted = sa.select(*_STORED).where(audit_entries.c.seq.in_(numbers)).order_by(audit_entries.c.seq)
+        return [
+            (row.seq, str(row.document).encode(), _checked_leaf(row, row.seq))
+            for row in self._connection.execute(wanted)
+        ]
+
     def indexed(self, through: int) -> int:
         """How many rows the index of the log has for entries up to this one, by looking at all of it."""
         rows = sa.select(sa.func.count()).select_from(audit_subjects).where(audit_subjects.c.seq <= through)
@@ -194,8 +242,39 @@ class Audit:
 
     def head(self) -> LogHead:
         """How many entries there are, and the root over them."""
-        row = self._connection.execute(sa.select(log_head.c.size, log_head.c.root)).one()
-        return LogHead(row.size, row.root)
+        row = self._connection.execute(sa.select(log_head.c.size, log_head.c.root, log_head.c.epoch)).one()
+        return LogHead(row.size, row.root, row.epoch)
+
+    def tree(self) -> Tree:
+        """The Merkle tree over the entries."""
+        return Tree(self._connection)
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+
+    def keep_checkpoint(self, head: LogHead, note: str) -> None:
+        """Write down a checkpoint that was signed; the same one again changes nothing."""
+        here = log_checkpoints.c.epoch == head.epoch, log_checkpoints.c.size == head.size
+        if self._connection.execute(sa.select(log_checkpoints.c.size).where(*here)).one_or_none() is None:
+            values = {"epoch": head.epoch, "size": head.size, "root": head.root, "note": note}
+            self._connection.execute(sa.insert(log_checkpoints).values(signed_at=self._now, **values))
+
+    def last_checkpoint(self) -> SignedHead | None:
+        """The newest checkpoint that was signed."""
+        newest = log_checkpoints.c.epoch.desc(), log_checkpoints.c.size.desc()
+        row = self._connection.execute(sa.select(log_checkpoints).order_by(*newest).limit(1)).one_or_none()
+        return None if row is None else _signed(row)
+
+    def checkpoints(self, after: tuple[int, int], limit: int) -> list[SignedHead]:
+        """Checkpoints that were signed, the oldest first.
+
+        Args:
+            after: (epoch, size) to go on from; (0, 0) for the first.
+            limit: at most this many.
+        """
+        key = sa.tuple_(log_checkpoints.c.epoch, log_checkpoints.c.size)
+        wanted = sa.select(log_checkpoints).where(key > sa.tuple_(*after)).limit(limit)
+        ordered = wanted.order_by(log_checkpoints.c.epoch, log_checkpoints.c.size)
+        return [_signed(row) for row in self._connection.execute(ordered)]
 
     def verify(self) -> LogHead:
         """Recompute every leaf and the root, in constant memory.
@@ -214,9 +293,23 @@ class Audit:
         Raises:
             Fault: naming the first entry that does not hold.
         """
+        nodes: list[dict[str, Any]] = []
         for row in self._rows(frontier.size, limit):
-            frontier = frontier.append(_checked_leaf(row, frontier.size + 1))
+            leaf = _checked_leaf(row, frontier.size + 1)
+            nodes += completed(frontier.size + 1, frontier.carries(leaf))
+            frontier = frontier.append(leaf)
+        for node in nodes:
+            self._check_node(node)
         return frontier
+
+    def _check_node(self, node: Mapping[str, Any]) -> None:
+        here = log_nodes.c.level == node["level"], log_nodes.c.index == node["index"]
+        found = self._connection.execute(sa.select(log_nodes.c.hash).where(*here)).scalar_one_or_none()
+        if found != node["hash"]:
+            raise Fault(
+                f"the audit log's node {node['index']} of level {node['level']} is {found or 'missing'}, but the "
+                f"entries below it hash to {node['hash']}: proofs that use it would be refused"
+            )
 
     def agreed(self, frontier: Frontier) -> LogHead:
         """The stored head, once it is that of a frontier over every entry.
@@ -231,7 +324,10 @@ class Audit:
             raise Fault(f"the audit log's entries hash to {frontier.root().hex()}, but its head says {head.root}")
         if [item.hex() for item in frontier.hashes] != head.frontier:
             raise Fault("the audit log's frontier is not the one of its entries")
-        return LogHead(head.size, head.root)
+        stored = self._connection.execute(sa.select(sa.func.count()).select_from(log_nodes)).scalar_one()
+        if stored != nodes_of(head.size):
+            raise Fault(f"the audit log has {stored} nodes instead of {nodes_of(head.size)}")
+        return LogHead(head.size, head.root, head.epoch)
 
     def _stored_head(self) -> sa.Row[Any]:
         if self._connection.execute(sa.select(log_head.c.id)).one_or_none() is None:
@@ -269,6 +365,10 @@ def _subjects(document: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _spelled(time: datetime) -> str:
     return time.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _signed(row: sa.Row[Any]) -> SignedHead:
+    return SignedHead(LogHead(row.size, row.root, row.epoch), row.note, row.signed_at)
 
 
 def _entry(row: sa.Row[Any]) -> AuditEntry:

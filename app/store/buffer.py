@@ -6,7 +6,7 @@ why a policy keeps an example.
 Laws:
     * Megabatches are numbered 1, 2, ... per model, in order of arrival, without gaps.
     * The same decoded arrays are one megabatch, however often they are sent.
-    * A quarantined megabatch is never eligible. Prequential accuracy is taken once.
+    * A quarantined or erased megabatch is never eligible. Prequential accuracy is taken once.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from app.domain import Megabatch, MegabatchDraft, MegabatchStatus, Model, Page, Prequential
-from app.errors import MegabatchQuarantined, UnknownMegabatch
-from app.store.evaluation_sets import EvaluationSets
+from app.domain import Digest, Megabatch, MegabatchDraft, MegabatchStatus, Model, Page, Prequential
+from app.errors import MegabatchErased, MegabatchQuarantined, UnknownMegabatch
+from app.store.erasures import Erasures
 from app.store.numbers import Numbers
 from app.store.rows import megabatch_of
 from app.store.tables import LARGEST, QUARANTINED, megabatches, models
@@ -29,7 +29,7 @@ _CHUNK = 500
 _GAPS = 100
 
 
-class Buffer(EvaluationSets):
+class Buffer(Erasures):
     """The megabatches and the evaluation sets, as one transaction sees them."""
 
     # -- writing -------------------------------------------------------------------------------------------------------
@@ -41,12 +41,11 @@ class Buffer(EvaluationSets):
             The megabatch, and whether it is new.
 
         Raises:
-            MegabatchQuarantined: the same arrays were quarantined.
+            MegabatchQuarantined, MegabatchErased: the same arrays were quarantined, or values of them erased.
         """
         self._lock(model)
-        first = self._select(model, megabatches.c.digest == draft.digest)
-        if first:
-            return self._unless_quarantined(first[0]), False
+        if (first := self.same(model, draft.digest)) is not None:
+            return first, False
         number = self.last_number(model) + 1
         self._connection.execute(
             sa.insert(megabatches).values(
@@ -184,6 +183,15 @@ class Buffer(EvaluationSets):
         wanted = sa.select(megabatches.c.number).where(megabatches.c.model_id == model.id, QUARANTINED)
         return list(self._connection.execute(wanted.order_by(megabatches.c.number)).scalars())
 
+    def same(self, model: Model, digest: Digest) -> Megabatch | None:
+        """The megabatch that arrays of this digest are already, if they are one.
+
+        Raises:
+            MegabatchQuarantined, MegabatchErased: it is, and these arrays are not wanted again.
+        """
+        first = self._select(model, megabatches.c.digest == digest)
+        return _welcome(first[0]) if first else None
+
     def training_set(self, model: Model, numbers: Collection[int]) -> list[Megabatch]:
         """The named megabatches by number, quarantined ones too: look at their status.
 
@@ -220,14 +228,20 @@ class Buffer(EvaluationSets):
         wanted = _all().where(megabatches.c.model_id == model.id, condition).order_by(megabatches.c.number)
         return [megabatch_of(row) for row in self._connection.execute(wanted)]
 
-    @staticmethod
-    def _unless_quarantined(first: Megabatch) -> Megabatch:
-        if first.status is MegabatchStatus.QUARANTINED:
-            raise MegabatchQuarantined(
-                f"the same arrays are megabatch {first.number} of {first.model!r}, which is quarantined: "
-                "they will not be trained on; correct the data, then upload it again"
-            )
-        return first
+
+def _welcome(first: Megabatch) -> Megabatch:
+    same = f"the same arrays are megabatch {first.number} of {first.model!r}, "
+    if first.status is MegabatchStatus.QUARANTINED:
+        raise MegabatchQuarantined(
+            f"{same}which is quarantined: they will not be trained on; correct the data, then upload it again"
+        )
+    if first.status is MegabatchStatus.ERASED:
+        raise MegabatchErased(f"{same}whose values were erased for good: nothing was kept; upload other data")
+    if first.erasures:
+        raise MegabatchErased(
+            f"{same}of which single examples were erased for good: nothing was kept; what is left is there already"
+        )
+    return first
 
 
 def _all() -> sa.Select[Any]:

@@ -25,15 +25,21 @@ from json import dumps
 from typing import Any, cast
 from weakref import WeakSet
 
+import psycopg
 import sqlalchemy as sa
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.dml import UpdateBase
 
+from app import crash
 from app.domain import Actor
 from app.errors import EspalierError, Fault, RefusedSql, SchemaMismatch, StorageFull, StoreBusy, UnauditedChange
+from app.store.approvals import Approvals
 from app.store.audit import Audit
 from app.store.blobs import Blobs
 from app.store.buffer import Buffer
+from app.store.custody import Custody
+from app.store.decisions import Decisions
+from app.store.keys import Keys
 from app.store.ledger import Ledger
 from app.store.migrate import newest_revision
 from app.store.replays import Replays
@@ -44,6 +50,19 @@ from app.store.uploads import Uploads
 _READER = Actor("reader")
 _GUARD = "espalier_guard"
 _POOL = 16
+
+_POSTGRESQL_OPTIONS = (
+    "-c timezone=UTC -c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3 "
+    "-c tcp_user_timeout=30000"
+)
+_KEEPALIVE = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30000,
+}
+"""Either side notices within half a minute that the other's machine, or the net between them, is gone."""
 
 _alembic_version = sa.table("alembic_version", sa.column("version_num", sa.String))
 
@@ -69,9 +88,15 @@ class Transaction:
     Attributes:
         buffer: megabatches.
         ledger: models, cycles, versions, aliases.
+        approvals: protected aliases, and moves that wait for approval.
         audit: the log.
         uploads: resumable uploads.
         replays: answers kept under idempotency keys.
+        custody: which versions a megabatch went into.
+        decisions: what clients decided with which version.
+        keys: keys, and the browsers that are signed in with one.
+        last: what is done when all else is written and nobody else can commit: the log is locked by then. An error
+            there undoes the transaction.
         actor: who asks for the change.
         now: the time of everything that this transaction does.
     """
@@ -81,9 +106,14 @@ class Transaction:
         self.now = now
         self.buffer = Buffer(connection, now)
         self.ledger = Ledger(connection, actor, now)
+        self.approvals = Approvals(connection, now)
         self.audit = Audit(connection, actor, now)
         self.uploads = Uploads(connection, now)
         self.replays = Replays(connection, now)
+        self.keys = Keys(connection, now)
+        self.custody = Custody(connection)
+        self.decisions = Decisions(connection, actor, now)
+        self.last: list[Callable[[], None]] = []
 
 
 class Store:
@@ -128,6 +158,7 @@ class Store:
         guard = _Guard(may_write=True)
         with _translated(), self._in_turn(), self._connected(guard) as connection:
             tx = Transaction(connection, actor, self.clock())
+            crash.point("transaction.begin")
             yield tx
             if guard.changed and not tx.audit.pending:
                 changed = ", ".join(sorted(guard.changed))
@@ -137,6 +168,10 @@ class Store:
             logged = tx.audit.pending
             with guard.writing_log():
                 tx.audit.write()
+            for check in tx.last if logged else ():
+                check()
+            crash.point("transaction.logged")
+        crash.point("transaction.committed")
         for told in self._on_commit if logged else ():
             told()
 
@@ -281,11 +316,20 @@ def _engine(url: sa.URL, busy_seconds: float) -> sa.Engine:
         sa.event.listen(engine, "connect", _set_pragmas)
         sa.event.listen(engine, "begin", _begin)
     else:
-        connect_args = {"options": f"-c lock_timeout={round(busy_seconds * 1000)} -c timezone=UTC"}
+        connect_args = {"options": f"-c lock_timeout={round(busy_seconds * 1000)} {_POSTGRESQL_OPTIONS}", **_KEEPALIVE}
         engine = sa.create_engine(url, connect_args=connect_args, pool_pre_ping=True, **options)
+        sa.event.listen(engine, "begin", partial(_limit_idling, round(2 * busy_seconds * 1000)))
     sa.event.listen(engine, "before_execute", _refuse_unknown_statements)
     sa.event.listen(engine, "before_cursor_execute", _refuse_hidden_statements)
     return engine
+
+
+def _limit_idling(milliseconds: int, connection: sa.Connection) -> None:
+    """Whoever stops in the middle of a change, frozen or cut off, must not hold its locks for ever: all others wait."""
+    guard: _Guard | None = connection.get_execution_options().get(_GUARD)
+    if guard is not None and guard.may_write:
+        driver = cast(psycopg.Connection, connection.connection.dbapi_connection)
+        driver.execute(f"SET LOCAL idle_in_transaction_session_timeout = {milliseconds}".encode())
 
 
 def _set_pragmas(connection: sqlite3.Connection, _record: object) -> None:
@@ -316,6 +360,7 @@ _POSTGRESQL_ERRORS: dict[str, tuple[type[EspalierError], str]] = {
     "40001": (StoreBusy, "the database is busy with another writer: try again"),  # serialization failure
     "40P01": (StoreBusy, "the database is busy with another writer: try again"),  # deadlock
     "55P03": (StoreBusy, "the database is busy with another writer: try again"),  # lock timeout
+    "25P03": (StoreBusy, "the database waited too long for this process: try again"),  # idle in a transaction
     "57014": (StoreBusy, "the database took too long: try again"),  # statement timeout
     "53300": (StoreBusy, "the database has no connection to spare: try again"),
     "53100": (StorageFull, "the disk of the database is full: free space, then try again"),

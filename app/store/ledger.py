@@ -13,7 +13,7 @@ Laws:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -28,6 +28,7 @@ from app.domain import (
     CycleTrigger,
     Digest,
     EvaluationSet,
+    HeldLease,
     MegabatchStatus,
     Model,
     ModelState,
@@ -38,6 +39,7 @@ from app.domain import (
     VersionStatus,
 )
 from app.errors import LeaseLost, UnknownCycle
+from app.store.lineages import Lineages
 from app.store.rows import (
     cycle_of,
     evaluation_set_of,
@@ -47,7 +49,6 @@ from app.store.rows import (
     progress_document,
     version_values,
 )
-from app.store.sweeping import Sweeping
 from app.store.tables import (
     LARGEST,
     PINNED,
@@ -59,6 +60,7 @@ from app.store.tables import (
     megabatches,
     models,
     recipes,
+    uses,
     versions,
     workers,
 )
@@ -76,13 +78,17 @@ _NAMING = (
     evaluation_sets.c.ids,
     versions.c.checkpoint,
     versions.c.state,
+    versions.c.inputs,
+    versions.c.samples,
+    versions.c.answers,
+    versions.c.falls,
     leases.c.snapshot,
     recipes.c.initial_weights,
 )
 """Every column that names a blob."""
 
 
-class Ledger(Sweeping):
+class Ledger(Lineages):
     """Models, cycles, versions and aliases, as one transaction sees them."""
 
     # -- queue ---------------------------------------------------------------------------------------------------------
@@ -256,23 +262,33 @@ class Ledger(Sweeping):
         self._hold(claim, sa.update(leases).values(worker=None, expires_at=None))
         return self._end(claim, CycleState.QUEUED)
 
-    def reclaim_stalled(self) -> list[Cycle]:
-        """Put cycles whose lease has run out back into the queue, with their snapshots.
+    def held_leases(self) -> list[HeldLease]:
+        """Every lease that a worker holds, as it stands now."""
+        held = sa.select(leases.c.cycle_id, leases.c.token, leases.c.heartbeat_at).where(leases.c.worker.is_not(None))
+        return [HeldLease(*row) for row in self._connection.execute(held)]
+
+    def reclaim(self, silent: Sequence[HeldLease]) -> list[Cycle]:
+        """Put the cycles of workers that fell silent back into the queue, with their snapshots.
 
         One that left no new snapshot since it was claimed counts a failure: a cycle that kills its workers must not run
         for ever.
 
+        Args:
+            silent: their leases, as they were seen; one that was renewed since is left alone.
+
         Returns:
             The cycles as they are now.
         """
+        seen = {lease.cycle: lease for lease in silent}
         stalled = (
-            sa.select(leases.c.cycle_id, leases.c.token, leases.c.advanced, cycles.c.number, models)
+            sa.select(leases.c.cycle_id, leases.c.advanced, cycles.c.number, models)
             .join(cycles, cycles.c.id == leases.c.cycle_id)
             .join(models, models.c.id == cycles.c.model_id)
-            .where(leases.c.expires_at < self._now)
+            .where(leases.c.cycle_id.in_(seen))
             .order_by(models.c.id)  # locks are taken in one order
         )
-        return [cycle for row in self._connection.execute(stalled).all() if (cycle := self._reclaim(row)) is not None]
+        rows = self._connection.execute(stalled).all()
+        return [cycle for row in rows if (cycle := self._reclaim(row, seen[row.cycle_id])) is not None]
 
     # -- ends ----------------------------------------------------------------------------------------------------------
 
@@ -286,7 +302,7 @@ class Ledger(Sweeping):
         if model.generation != claim.generation:
             raise LeaseLost(
                 f"{model.name!r} changed while cycle {claim.cycle.number} ran: "
-                "its champion moved, or megabatches were quarantined"
+                "its champion moved, or megabatches were quarantined or erased"
             )
         if self._next_version(model, claim.cycle.trigger) != claim.next_version:
             raise LeaseLost(f"version {claim.next_version} of {model.name!r} was published by another cycle")
@@ -306,6 +322,9 @@ class Ledger(Sweeping):
                 **version_values(draft),
             )
         )
+        here = {"model_id": model.id, "version": claim.next_version}
+        if used := [{**here, "megabatch": number, "use": use} for number, use in sorted(draft.uses.items())]:
+            self._connection.execute(sa.insert(uses), used)
         return self.version(model.name, claim.next_version)
 
     def fail_cycle(self, claim: Claim, reason: str, retry_at: datetime | None) -> Cycle:
@@ -353,18 +372,19 @@ class Ledger(Sweeping):
 
     def references(self, digests: Iterable[Digest]) -> set[Digest]:
         """Which of these blobs any row names: arrays, checkpoints, states, snapshots, initial weights. A version that
-        was swept names nothing any more.
+        was swept, or a megabatch that was erased, names nothing any more.
         """
         wanted = list(digests)
         named: set[Digest] = set()
         for start in range(0, len(wanted), _CHUNK):
             chunk = wanted[start : start + _CHUNK]
             for column in _NAMING:
-                wanted_here = sa.select(column).where(column.in_(chunk))
-                if column.table is versions:
-                    wanted_here = wanted_here.where(versions.c.swept_at.is_(None))
-                named.update(self._connection.execute(wanted_here).scalars())
+                named.update(self._connection.execute(_naming(column).where(column.in_(chunk))).scalars())
         return named
+
+    def named_blobs(self) -> set[Digest]:
+        """Every blob that any row names."""
+        return {digest for column in _NAMING for digest in self._connection.execute(_naming(column)).scalars()}
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
@@ -383,7 +403,7 @@ class Ledger(Sweeping):
     def _claim(self, cycle_id: int, model_id: int, worker: str, lease: timedelta) -> Claim:
         """Claim a cycle that is known to be ready, under its model's lock."""
         model = model_of(self._connection.execute(sa.select(models).where(models.c.id == model_id)).one())
-        parent = self._champion(model)
+        parent = self.ground(model)
         before = self._connection.execute(_all().where(cycles.c.id == cycle_id)).one()
         pinned = {"parent": parent.number if parent else None, "recipe_revision": model.recipe_revision}
         same_ground = all(getattr(before, name) == value for name, value in pinned.items())
@@ -489,11 +509,14 @@ class Ledger(Sweeping):
             raise LeaseLost(f"cycle {claim.cycle.number} of {claim.model.name!r} does not run any more")
         return self.cycle(claim.model.name, claim.cycle.number)
 
-    def _reclaim(self, stalled: sa.Row[Any]) -> Cycle | None:
+    def _reclaim(self, stalled: sa.Row[Any], seen: HeldLease) -> Cycle | None:
         """Take one stalled cycle back, unless its worker spoke up, or somebody else was faster."""
         model = self._locked(model_of(stalled))
         silent = sa.update(leases).where(
-            leases.c.cycle_id == stalled.cycle_id, leases.c.token == stalled.token, leases.c.expires_at < self._now
+            leases.c.cycle_id == seen.cycle,
+            leases.c.token == seen.token,
+            leases.c.heartbeat_at == seen.heartbeat_at,
+            leases.c.worker.is_not(None),
         )
         if self._connection.execute(silent.values(worker=None, expires_at=None)).rowcount != 1:
             return None
@@ -511,6 +534,17 @@ class Ledger(Sweeping):
         if number is None:
             return 0 if trigger is CycleTrigger.INITIAL_WEIGHTS else 1
         return int(number) + 1
+
+
+def _naming(column: sa.Column[str]) -> sa.Select[Any]:
+    """The blobs that a column names; a version that was swept has given up its checkpoint and its state, and an erased
+    megabatch everything.
+    """
+    named = sa.select(column).where(column.is_not(None))
+    if column.table is megabatches:
+        return named.where(megabatches.c.status != MegabatchStatus.ERASED.value)
+    given_up = column.table is versions and column.name in ("checkpoint", "state")
+    return named.where(versions.c.swept_at.is_(None)) if given_up else named
 
 
 def _all() -> sa.Select[Any]:

@@ -10,7 +10,7 @@ Laws:
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -76,16 +76,19 @@ class Registry:
         """
         return self._model(name, lock=False)
 
-    def models(self, after: str | None, limit: int) -> Page[Model]:
+    def models(self, after: str | None, limit: int, only: Collection[str] | None = None) -> Page[Model]:
         """Models by name.
 
         Args:
             after: go on after this name.
             limit: at most this many.
+            only: of these names; None: all.
         """
         wanted = sa.select(models).order_by(models.c.name).limit(limit + 1)
         if after is not None:
             wanted = wanted.where(models.c.name > after)
+        if only is not None:
+            wanted = wanted.where(models.c.name.in_(only))
         items = tuple(map(model_of, self._connection.execute(wanted)))
         return Page(items[:limit], items[limit - 1].name if len(items) > limit else None)
 

@@ -210,7 +210,7 @@ class Releases(Registry):
         expected_revision: int | None,
         reason: str,
     ) -> Alias:
-        """Point an alias at a version, write the move down, and invalidate cycles that run.
+        """Point an alias at a version, and write the move down. A move of the champion invalidates cycles that run.
 
         Args:
             model: whose alias it is.
@@ -236,7 +236,8 @@ class Releases(Registry):
         moved_at = max(self._now, before.moved_at) if before else self._now  # a clock may be put back, history not
         moved = Alias(model.name, alias, version, before.revision + 1 if before else 1, moved_at)
         self._write_move(model, moved, before, reason)
-        self.bump_generation(model)
+        if alias == CHAMPION:  # the only one that cycles start from
+            self.bump_generation(model)
         return moved
 
     def expect_revision(self, model: Model, alias: str, revision: int) -> None:

@@ -6,6 +6,7 @@ Knows: how a value of ``app.domain`` is spread over columns. Must never know: ho
 from __future__ import annotations
 
 from dataclasses import fields
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -14,6 +15,7 @@ from app.domain import (
     Cycle,
     CycleState,
     CycleTrigger,
+    Erasure,
     EvaluationSet,
     InputSpec,
     Layer,
@@ -77,6 +79,8 @@ def megabatch_of(row: Row) -> Megabatch:
         prequential=Prequential(**row.prequential) if row.prequential else None,
         evaluation_overlap=row.evaluation_overlap,
         received_at=row.received_at,
+        erased_at=row.erased_at,
+        erasures=tuple(map(_erasure_of, row.erasures or ())),
     )
 
 
@@ -137,6 +141,10 @@ def version_of(row: Row, model: str) -> Version:
         dense=row.dense,
         mask_digest=row.mask_digest,
         report=row.report or {},
+        inputs=row.inputs,
+        samples=row.samples,
+        answers=row.answers,
+        falls=row.falls,
     )
 
 
@@ -171,6 +179,10 @@ def version_values(draft: VersionDraft) -> dict[str, Any]:
         "megabatches": draft.megabatches,
         "manifest": dict(draft.manifest),
         "report": dict(draft.report),
+        "inputs": draft.inputs,
+        "samples": draft.samples,
+        "answers": draft.answers,
+        "falls": draft.falls,
     }
 
 
@@ -225,6 +237,16 @@ def input_of(document: dict[str, Any]) -> InputSpec:
         features=None if features is None else tuple(features),
         resize=document.get("resize", "reject"),
     )
+
+
+def erasure_document(erasure: Erasure) -> dict[str, Any]:
+    """An erasure as JSON."""
+    return {"at": erasure.at.isoformat(), "before": erasure.before, "removed": [list(run) for run in erasure.removed]}
+
+
+def _erasure_of(document: dict[str, Any]) -> Erasure:
+    removed = tuple((first, last) for first, last in document["removed"])
+    return Erasure(datetime.fromisoformat(document["at"]), document["before"], removed)
 
 
 def _verdict_of(document: dict[str, Any]) -> Verdict:

@@ -86,6 +86,7 @@ models = sa.Table(
     sa.Column("input", _json(), nullable=False),
     sa.Column("generation", sa.Integer, nullable=False),
     sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("anew_at", sa.Integer),
     _one_of("state", "active", "paused"),
 )
 
@@ -120,7 +121,9 @@ megabatches = sa.Table(
     sa.Column("evaluation_overlap", sa.BigInteger),
     sa.UniqueConstraint("model_id", "number"),
     sa.UniqueConstraint("model_id", "digest"),
-    _one_of("status", "accepted", "quarantined"),
+    sa.Column("erasures", _json()),
+    sa.Column("erased_at", UtcDateTime),
+    _one_of("status", "accepted", "quarantined", "erased"),
 )
 
 # Conditions of partial indexes are literals, not parameters: a planner uses such an index only where it sees the same
@@ -263,6 +266,10 @@ versions = sa.Table(
     sa.Column("swept_reason", sa.Text),
     sa.Column("holds", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("held_on", sa.Integer),
+    sa.Column("inputs", _DIGEST, index=True),
+    sa.Column("samples", _DIGEST, index=True),
+    sa.Column("answers", _DIGEST, index=True),
+    sa.Column("falls", _DIGEST, index=True),
     sa.UniqueConstraint("model_id", "number"),
     sa.UniqueConstraint("model_id", "cycle"),
     sa.ForeignKeyConstraint(["model_id", "parent"], ["versions.model_id", "versions.number"]),
@@ -302,6 +309,107 @@ alias_moves = sa.Table(
     sa.ForeignKeyConstraint(["model_id", "version"], ["versions.model_id", "versions.number"]),
     sa.Index(None, "model_id", "alias", "moved_at", "revision"),
 )
+
+protections = sa.Table(
+    "protections",
+    metadata,
+    _model_id(primary_key=True),
+    sa.Column("alias", _NAME, primary_key=True),
+    sa.Column("approvals", sa.Integer, nullable=False),
+    sa.Column("automatic", sa.Boolean, nullable=False),
+    sa.Column("set_at", UtcDateTime, nullable=False),
+)
+"""Aliases that are not moved by one person alone, or not by the service by itself."""
+
+proposals = sa.Table(
+    "proposals",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    _model_id(),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("alias", _NAME, nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False),
+    sa.Column("override", sa.Boolean, nullable=False),
+    sa.Column("state", _WORD, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("proposed_by", sa.Text, nullable=False),
+    sa.Column("proposed_at", UtcDateTime, nullable=False),
+    sa.Column("expires_at", UtcDateTime, nullable=False),
+    sa.Column("approved_by", _json(), nullable=False),
+    sa.Column("decided_by", sa.Text),
+    sa.Column("decided_at", UtcDateTime),
+    sa.UniqueConstraint("model_id", "number"),
+    sa.ForeignKeyConstraint(["model_id", "version"], ["versions.model_id", "versions.number"]),
+    _one_of("state", "open", "carried-out", "rejected"),
+)
+"""Moves of protected aliases that wait for other people's approval."""
+
+decisions = sa.Table(
+    "decisions",
+    metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    _model_id(),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("checkpoint", _DIGEST, nullable=False),
+    sa.Column("example", sa.String(255)),
+    sa.Column("answer", sa.String(255), nullable=False),
+    sa.Column("confidence", sa.Double),
+    sa.Column("made_at", UtcDateTime, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("received_at", UtcDateTime, nullable=False),
+    sa.Index(None, "model_id", "made_at", "id"),
+    sa.Index(None, "model_id", "version", "made_at", "id"),
+    sa.Index(None, "model_id", "example", "made_at", "id"),
+    sa.ForeignKeyConstraint(["model_id", "version"], ["versions.model_id", "versions.number"]),
+)
+"""What clients decided with which version, as they reported it."""
+
+uses = sa.Table(
+    "uses",
+    metadata,
+    _model_id(primary_key=True),
+    sa.Column("megabatch", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("use", sa.Integer, nullable=False),
+    sa.Index(None, "model_id", "version", "megabatch", "use"),
+    sa.ForeignKeyConstraint(["model_id", "version"], ["versions.model_id", "versions.number"]),
+    sqlite_with_rowid=False,
+)
+"""What a version's cycle did with samples of a megabatch: every ``espalier.formats.custody.Use`` of any of them."""
+
+keys = sa.Table(
+    "keys",
+    metadata,
+    sa.Column("id", sa.String(16), primary_key=True),
+    sa.Column("name", _NAME, nullable=False, unique=True),
+    sa.Column("hash", _HASH, nullable=False),
+    sa.Column("scopes", _json(), nullable=False),
+    sa.Column("models", _json()),
+    sa.Column("requests_per_minute", sa.Integer),
+    sa.Column("created_by", sa.Text, nullable=False),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("expires_at", UtcDateTime),
+    sa.Column("revoked_at", UtcDateTime),
+    sa.Column("revoked_reason", sa.Text),
+)
+
+key_uses = sa.Table(
+    "key_uses",
+    metadata,
+    sa.Column("key_id", sa.String(16), sa.ForeignKey("keys.id"), primary_key=True),
+    sa.Column("used_at", UtcDateTime, nullable=False),
+)
+
+sessions = sa.Table(
+    "sessions",
+    metadata,
+    sa.Column("hash", _HASH, primary_key=True),
+    sa.Column("key_id", sa.String(16), nullable=False),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("expires_at", UtcDateTime, nullable=False, index=True),
+)
+"""Signed-in browsers; ``key_id`` names a row of ``keys``, or the key of the settings."""
 
 ticks = sa.Table(
     "ticks",
@@ -352,14 +460,43 @@ log_head = sa.Table(
     sa.Column("size", sa.BigInteger, nullable=False),
     sa.Column("root", _HASH, nullable=False),
     sa.Column("frontier", _json(), nullable=False),
+    sa.Column("epoch", sa.Integer, nullable=False, server_default="1"),
     sa.CheckConstraint("id = 1", name="single"),
 )
 
-LOG = frozenset({audit_entries.name, audit_subjects.name, log_head.name})
+log_nodes = sa.Table(
+    "log_nodes",
+    metadata,
+    sa.Column("level", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("index", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("hash", _HASH, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""Roots of complete subtrees of 256 ** level leaves, from level 1 on: what proofs are made of without reading every
+leaf.
+"""
+
+log_checkpoints = sa.Table(
+    "log_checkpoints",
+    metadata,
+    sa.Column("epoch", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("size", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("root", _HASH, nullable=False),
+    sa.Column("note", sa.Text, nullable=False),
+    sa.Column("signed_at", UtcDateTime, nullable=False),
+)
+"""Every checkpoint of the log that was signed; like entries, never changed or deleted."""
+
+LOG = frozenset({audit_entries.name, audit_subjects.name, log_head.name, log_nodes.name})
 """Written by ``tx.audit`` alone; entries are never changed or deleted."""
 
-EXEMPT = frozenset({leases.name, ticks.name, workers.name, uploads.name, idempotency_keys.name})
-"""Heartbeats, clock ticks, bytes on their way in: changed all the time, and no fact about a model."""
+EXEMPT = frozenset(
+    {leases.name, ticks.name, workers.name, uploads.name, idempotency_keys.name}
+    | {key_uses.name, sessions.name, log_checkpoints.name}
+)
+"""Heartbeats, clock ticks, bytes on their way in, signatures of the log: changed all the time, and no fact about a
+model.
+"""
 
 AUDITED = frozenset(metadata.tables) - LOG - EXEMPT
 """A transaction that changes one of these appends to the log, or is rolled back."""

@@ -137,7 +137,11 @@ def test_the_second_revision_keeps_what_the_first_one_held_and_goes_back(empty_d
     """Rows that 0001 wrote are read by this version; what only 0002 knows is lost on the way back, the rest is not."""
     assert migrate(empty_database_url, "0001") == ["0001"]
     engine = sa.create_engine(empty_database_url)
-    old = {"megabatches": {"pinned", "evaluation_overlap"}, "cycles": {"evaluation_revision"}, "leases": {"inputs"}}
+    old = {
+        "megabatches": {"pinned", "evaluation_overlap", "erasures", "erased_at"},
+        "cycles": {"evaluation_revision"},
+        "leases": {"inputs"},
+    }
     digest, now = "sha256:" + "0" * 64, datetime(2030, 1, 1, tzinfo=UTC)
     blank = {"normalisation": None, "shape": [4], "dtype": "float32", "classes": ["a", "b"]}
     rows = {
@@ -156,7 +160,7 @@ def test_the_second_revision_keeps_what_the_first_one_held_and_goes_back(empty_d
             table = metadata.tables[name]
             columns = [sa.column(c.name, c.type) for c in table.c if c.name not in old.get(name, ())]
             connection.execute(sa.insert(sa.table(name, *columns)).values(values))
-    assert migrate(empty_database_url) == ["0002", "0003"]
+    assert migrate(empty_database_url) == ["0002", "0003", "0004"]
     store = Store(empty_database_url, Blobs(tmp_path / "data"))
     with store.reading() as tx:
         (megabatch,) = tx.buffer.megabatches("gas", None, 5).items
@@ -170,7 +174,7 @@ def test_the_second_revision_keeps_what_the_first_one_held_and_goes_back(empty_d
     make_evaluation(store, model)
     make_pin(store, model, 1)
     store.dispose()
-    assert downgrade(empty_database_url, "0001") == ["0003", "0002"]
+    assert downgrade(empty_database_url, "0001") == ["0004", "0003", "0002"]
     inspector = sa.inspect(engine)
     assert "evaluation_sets" not in inspector.get_table_names()
     for name, columns in old.items():
@@ -178,7 +182,7 @@ def test_the_second_revision_keeps_what_the_first_one_held_and_goes_back(empty_d
     with engine.connect() as connection:
         assert connection.exec_driver_sql("SELECT number FROM megabatches").scalars().all() == [1]
     engine.dispose()
-    assert migrate(empty_database_url) == ["0002", "0003"]
+    assert migrate(empty_database_url) == ["0002", "0003", "0004"]
 
 
 def test_the_third_revision_finds_out_what_older_rows_say(empty_database_url, tmp_path):
@@ -199,8 +203,8 @@ def test_the_third_revision_finds_out_what_older_rows_say(empty_database_url, tm
     assert before[1] == [(held.number, first.number), (restored.number, first.number)]
     store.dispose()
 
-    assert downgrade(empty_database_url, "0002") == ["0003"]
-    assert migrate(empty_database_url) == ["0003"]
+    assert downgrade(empty_database_url, "0002") == ["0004", "0003"]
+    assert migrate(empty_database_url) == ["0003", "0004"]
     assert (_index(empty_database_url), _holding(empty_database_url)) == before
     store = Store(empty_database_url, Blobs(tmp_path / "data"))
     with store.reading() as tx:

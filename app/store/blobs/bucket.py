@@ -130,6 +130,15 @@ class Bucket:
         except Unavailable as trouble:
             log.warning("blob %s stays until it is swept: %s", digest, trouble)
 
+    def erase(self, digest: Digest) -> None:
+        """Remove the copy, then every object of a digest. A bucket that keeps versions of objects keeps them."""
+        self._cache.drop(digest)
+        self._objects.delete([found.key for found in self._objects.list(_folder(digest))])
+
+    def drop_copy(self, digest: Digest) -> None:
+        """Remove the copy."""
+        self._cache.drop(digest)
+
     def stored(self) -> Iterator[Stored]:
         """Every digest, with what its objects take together."""
         for digest, found in self._groups():

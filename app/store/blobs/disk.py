@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
+from app import crash
 from app.domain import Digest
 from app.errors import MissingBlob
 from app.store.blobs.shelf import SWEEP_BATCH, Local, Referenced, Stored, check_digest, hex_of, is_digest
@@ -51,8 +52,10 @@ class Disk:
         with self._locked(fcntl.LOCK_SH):
             os.utime(path)  # young from now on, however long ago it was written
             path.replace(target)
+        crash.point("blob.renamed")
         fsync_folder(target.parent)
         fsync_folder(self._names)  # another process may have made the folder, and not have come this far
+        crash.point("blob.kept")
 
     def has(self, digest: Digest) -> bool:
         """Whether its file is there."""
@@ -100,6 +103,19 @@ class Disk:
         """Unlink the file."""
         self._target(digest).unlink(missing_ok=True)
 
+    def erase(self, digest: Digest) -> None:
+        """Unlink the file, and make that durable. Whoever has it mapped reads on; then the disk gets the space back."""
+        target = self._target(digest)
+        with self._locked(fcntl.LOCK_EX):
+            crash.point("sweep.removing")
+            target.unlink(missing_ok=True)
+            crash.point("sweep.removed")
+        if target.parent.is_dir():
+            fsync_folder(target.parent)
+
+    def drop_copy(self, digest: Digest) -> None:
+        """There are no copies."""
+
     def stored(self) -> Iterator[Stored]:
         """Every file whose name is a digest."""
         for digest, path in self._files():
@@ -126,7 +142,9 @@ class Disk:
         with self._locked(fcntl.LOCK_EX):
             if modified_at(path) >= limit:
                 return False
+            crash.point("sweep.removing")
             path.unlink(missing_ok=True)
+            crash.point("sweep.removed")
             return True
 
     def _files(self) -> Iterator[tuple[Digest, Path]]:

@@ -166,6 +166,19 @@ class Blobs:
         """Remove a blob that only its caller names, such as a snapshot; without effect when it is gone already."""
         self._shelf.discard(digest)
 
+    def erase(self, digest: Digest) -> None:
+        """Remove a blob and the copy on this machine, however young, and make sure of it; without effect when it is
+        gone already. The caller sees to it that no row names it, nor is about to.
+
+        Raises:
+            StorageUnreachable, StorageRefused: it may be there still.
+        """
+        self._shelf.erase(digest)
+
+    def drop_copy(self, digest: Digest) -> None:
+        """Remove the copy of a blob on this machine, if it is one of a blob that lies elsewhere."""
+        self._shelf.drop_copy(digest)
+
     def sweep(self, referenced: Referenced, older_than_seconds: float, now: datetime) -> list[Digest]:
         """Remove blobs that no row names, and what was left in staging, once they are older than the grace period.
 

@@ -75,6 +75,12 @@ class Shelf(Protocol):
     def discard(self, digest: Digest) -> None:
         """Remove a blob, if it is there."""
 
+    def erase(self, digest: Digest) -> None:
+        """Remove a blob for certain, and any copy on this machine; durable when it returns."""
+
+    def drop_copy(self, digest: Digest) -> None:
+        """Remove the copy on this machine of a blob that lies elsewhere, if there is one."""
+
     def stored(self) -> Iterator[Stored]:
         """Every blob."""
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from app import crash
 from app.domain import Digest
 from app.errors import StorageFull, UploadTooLarge
 
@@ -103,9 +104,11 @@ class Receiver:
         Raises:
             StorageFull: the disk is full.
         """
+        crash.point("blob.written")
         with disk_errors():
             os.fsync(self._file.fileno())
             self._file.close()
+        crash.point("blob.synced")
         return Staged(self._path, f"sha256:{self._hash.hexdigest()}", self._size)
 
     def abort(self) -> None:

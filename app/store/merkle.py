@@ -1,0 +1,146 @@
+"""The Merkle tree over the log's entries: any proof, at any size, from a few hundred rows.
+
+Knows: RFC 9162's proofs, and where hashes are stored: leaves beside their entries, and in ``log_nodes`` the roots of
+complete subtrees of 256, 256 ** 2, ... leaves. Must never know: what an entry says, or who signs a root.
+
+Laws:
+    * The tree of a size never changes: a proof for it is the same for ever.
+    * A proof reads at most two tiles of 256 hashes a level, in one statement each, however long the log is.
+    * What is missing is a ``Fault``; nothing is made up. Whether a stored hash is right, ``Audit.checked`` says.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from app.errors import Fault
+from app.store.tables import audit_entries, log_nodes
+from espalier.formats.proof import EMPTY_ROOT, node_hash
+
+HEIGHT = 8
+"""Levels of the tree that one level of tiles spans (C2SP tlog-tiles)."""
+
+WIDTH = 1 << HEIGHT
+
+
+class Tree:
+    """The tree, as one transaction sees it. Tiles that were read are remembered: many proofs together cost little."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self._connection = connection
+        self._tiles: dict[tuple[int, int], list[bytes]] = {}
+        self._roots: dict[tuple[int, int], bytes] = {}
+
+    def root(self, size: int) -> bytes:
+        """The root over the first ``size`` leaves."""
+        return self._range(0, size) if size else EMPTY_ROOT
+
+    def inclusion(self, seq: int, size: int) -> list[bytes]:
+        """The inclusion proof of an entry (RFC 9162, section 2.1.3.1), from the leaf's neighbour up.
+
+        Args:
+            seq: the entry, from 1.
+            size: of the log that it is proved to be in.
+        """
+        low, high, index = 0, size, seq - 1
+        path = []
+        while high - low > 1:
+            middle = low + _largest_power_below(high - low)
+            if index < middle:
+                path.append(self._range(middle, high))
+                high = middle
+            else:
+                path.append(self._range(low, middle))
+                low = middle
+        return path[::-1]
+
+    def consistency(self, first: int, second: int) -> list[bytes]:
+        """The proof that the log of ``second`` entries continues that of ``first`` (RFC 9162, section 2.1.4.1)."""
+        if first in (0, second):
+            return []
+        low, high = 0, second
+        path = []
+        while high != first:
+            middle = low + _largest_power_below(high - low)
+            if first <= middle:
+                path.append(self._range(middle, high))
+                high = middle
+            else:
+                path.append(self._range(low, middle))
+                low = middle
+        return [*([self._range(low, high)] if low else []), *path[::-1]]
+
+    def tile(self, level: int, index: int, width: int) -> list[bytes]:
+        """The first ``width`` hashes of a tile: roots of neighbouring complete subtrees of ``256 ** level`` leaves."""
+        found = self._tiles.get((level, index))
+        if found is None or len(found) < width:
+            found = self._tiles[level, index] = self._read(level, index)
+        if len(found) < width:
+            raise Fault(f"the audit log's hashes are incomplete at level {level}, tile {index}: run `espalier doctor`")
+        return found[:width]
+
+    def _read(self, level: int, index: int) -> list[bytes]:
+        wanted, at, first = _leaves() if level == 0 else _nodes(level)
+        first += index * WIDTH
+        rows = self._connection.execute(wanted.where(at >= first, at < first + WIDTH).order_by(at)).all()
+        if [row[0] for row in rows] != list(range(first, first + len(rows))):
+            raise Fault(f"the audit log's hashes have a gap at level {level}, tile {index}: run `espalier doctor`")
+        return [bytes.fromhex(row[1]) for row in rows]
+
+    def _range(self, low: int, high: int) -> bytes:
+        """The root over the leaves from ``low`` to before ``high``, as the tree is cut there."""
+        count = high - low
+        if count & (count - 1) == 0 and low % count == 0:
+            return self._complete(count.bit_length() - 1, low)
+        middle = low + _largest_power_below(count)
+        return node_hash(self._range(low, middle), self._range(middle, high))
+
+    def _complete(self, height: int, low: int) -> bytes:
+        """The root of a complete subtree, from the stored hashes below it, all of one tile."""
+        if (known := self._roots.get((height, low))) is not None:
+            return known
+        level, rest = divmod(height, HEIGHT)
+        index, start = divmod(low >> (HEIGHT * level), WIDTH)
+        hashes = self.tile(level, index, start + (1 << rest))[start:]
+        while len(hashes) > 1:
+            hashes = [node_hash(left, right) for left, right in zip(hashes[::2], hashes[1::2], strict=True)]
+        self._roots[height, low] = hashes[0]
+        return hashes[0]
+
+
+def _leaves() -> tuple[sa.Select[Any], sa.ColumnElement[int], int]:
+    """Numbers and hashes of leaves, the column of the numbers, and the first of them."""
+    return sa.select(audit_entries.c.seq, audit_entries.c.leaf), audit_entries.c.seq, 1
+
+
+def _nodes(level: int) -> tuple[sa.Select[Any], sa.ColumnElement[int], int]:
+    wanted = sa.select(log_nodes.c.index, log_nodes.c.hash).where(log_nodes.c.level == level)
+    return wanted, log_nodes.c.index, 0
+
+
+def completed(size: int, carries: list[bytes]) -> list[dict[str, Any]]:
+    """The nodes to store when the leaf came that made the log this long.
+
+    Args:
+        size: of the log with it.
+        carries: as ``Frontier.carries`` gave them.
+    """
+    return [
+        {"level": height // HEIGHT, "index": (size >> height) - 1, "hash": carries[height].hex()}
+        for height in range(HEIGHT, len(carries), HEIGHT)
+    ]
+
+
+def nodes_of(size: int) -> int:
+    """How many nodes a log of this size has stored."""
+    count = 0
+    while size := size >> HEIGHT:
+        count += size
+    return count
+
+
+def _largest_power_below(count: int) -> int:
+    """The largest power of two that is smaller than ``count``, which is at least 2."""
+    return 1 << ((count - 1).bit_length() - 1)
