@@ -2,9 +2,11 @@
 
     EspalierClientError
     ├── CheckpointMismatch       a checkpoint's bytes, or the network they should go into, are not as its manifest says
+    ├── CustodyMismatch          a file of answers, samples or falls is not one, or is damaged
     ├── UnsupportedNetwork       this network cannot be run with numpy alone; load it into your own
     ├── DigestMismatch           bytes do not hash to the digest that was promised
-    ├── ProofRejected            an audit log does not hash to its head; .seq names the first bad entry, if there is one
+    ├── ProofRejected            an audit log, a proof of it, a signature or a bundle does not hold; .seq names the
+    │                            first bad entry, if there is one
     ├── CycleFailed              a cycle that was waited for ended without a version; .model .cycle .state .reason
     ├── CycleUnfinished          the wait for a cycle ran out; the cycle goes on; .model .cycle .state
     ├── ServiceUnreachable       no answer from the service
@@ -28,6 +30,10 @@ class CheckpointMismatch(EspalierClientError):
     """A checkpoint's bytes, or the network they should go into, are not what its manifest says."""
 
 
+class CustodyMismatch(EspalierClientError):
+    """A file of answers, samples or falls is not one, or is damaged."""
+
+
 class UnsupportedNetwork(EspalierClientError):
     """This network cannot be run with numpy alone."""
 
@@ -37,10 +43,10 @@ class DigestMismatch(EspalierClientError):
 
 
 class ProofRejected(EspalierClientError):
-    """An audit log does not hash to its head.
+    """An audit log, a proof of it, a signature or a bundle does not hold.
 
     Attributes:
-        seq: number of the first entry that is wrong; None when the entries are sound but the head is not theirs.
+        seq: number of the first entry that is wrong; None when it is not an entry that is wrong.
     """
 
     def __init__(self, message: str, seq: int | None = None) -> None:

@@ -20,8 +20,9 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,7 +32,8 @@ from safetensors.numpy import save
 
 from espalier.errors import CheckpointMismatch, UnsupportedNetwork
 from espalier.formats import reader, writer
-from espalier.formats.canonical import canonical_json, exact
+from espalier.formats.canonical import canonical_json, exact, sha256_digest
+from espalier.formats.stamp import CARRIED, Decision, Stamp, stamp_of
 
 Array = npt.NDArray[Any]
 
@@ -65,12 +67,23 @@ class Checkpoint:
         arrays: every parameter and buffer of the network by its ``state_dict`` name, dense, zero where pruned.
         masks: for each prunable tensor a bool array of its shape: True where the weight is kept, even as 0.0.
         normalisation: ``mean`` and ``std``, float32, one per feature or channel; empty if inputs are not standardised.
+        digest: of the bytes that it was decoded from; empty where it was not.
     """
 
     manifest: dict[str, Any]
     arrays: dict[str, Array]
     masks: dict[str, npt.NDArray[np.bool_]]
     normalisation: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    digest: str = ""
+
+    @property
+    def stamp(self) -> Stamp:
+        """Model, version and digest, to keep with every decision that is made with this checkpoint.
+
+        Raises:
+            CheckpointMismatch: it does not say which version it is, or was not decoded from a file.
+        """
+        return stamp_of(self.manifest, self.digest)
 
     @property
     def density(self) -> float:
@@ -138,6 +151,43 @@ class Checkpoint:
             UnsupportedNetwork: for any network but ``mlp``.
         """
         return np.asarray(np.argmax(self.logits(x), axis=1), dtype=np.int64)
+
+    def decide(self, x: npt.ArrayLike, ids: Sequence[str] | None = None) -> list[Decision]:
+        """The likeliest class of each example, by name, with its confidence and the stamp of this version.
+
+        Args:
+            x: (n, *shape) as uploaded, before normalisation.
+            ids: your own n names for the examples.
+
+        Raises:
+            UnsupportedNetwork: for any network but ``mlp``; run it in torch and give its logits to ``decided``.
+            CheckpointMismatch: the checkpoint has no stamp.
+        """
+        return self.decided(self.logits(x), ids)
+
+    def decided(self, logits: npt.ArrayLike, ids: Sequence[str] | None = None) -> list[Decision]:
+        """Decisions from what the network gave for each example.
+
+        Args:
+            logits: (n, classes), before any softmax.
+            ids: your own n names for the examples.
+
+        Raises:
+            CheckpointMismatch: the checkpoint has no stamp, or other classes.
+            ValueError: there are not as many names as examples.
+        """
+        rows, stamp, now = np.asarray(logits, np.float64), self.stamp, datetime.now(UTC)
+        classes = (self.manifest.get("input") or {}).get("classes") or ()
+        _need(rows.ndim == 2 and rows.shape[1] == len(classes), f"logits of {len(classes)} classes are needed")
+        names = [None] * len(rows) if ids is None else list(ids)
+        if len(names) != len(rows):
+            raise ValueError(f"there are {len(names)} ids for {len(rows)} examples")
+        odds = np.exp(rows - rows.max(axis=1, keepdims=True))
+        confidence = odds.max(axis=1) / odds.sum(axis=1)
+        return [
+            Decision(stamp, classes[answer], sure, name, now)
+            for answer, sure, name in zip(rows.argmax(axis=1).tolist(), confidence.tolist(), names, strict=True)
+        ]
 
     def load_into(self, network: Network) -> None:
         """Copy every array into a network of the same architecture; all of them or, on a mismatch, none.
@@ -261,17 +311,20 @@ def decode(source: bytes | Path, *, most: int = reader.MOST) -> Checkpoint:
     _need(len(statistics) in (0, len(_STATISTICS)), "only one of normalisation.mean and normalisation.std is there")
     others = {name: arrays[name] for name in sorted(arrays.keys() - masks.keys(), key=_natural)}
     _need(manifest.get("mask_digest") == mask_digest(masks), "the masks do not have the manifest's mask_digest")
-    return Checkpoint(manifest, {name: arrays[name] for name in masks} | others, masks, statistics)
+    ordered = {name: arrays[name] for name in masks} | others
+    return Checkpoint(manifest, ordered, masks, statistics, sha256_digest(data))
 
 
 def encode_dense(checkpoint: Checkpoint) -> bytes:
-    """The same network as dense safetensors, for tools that know no masks: arrays under their names, the same metadata.
+    """The same network as dense safetensors, for tools that know no masks: arrays under their names, and the manifest.
 
-    Which zeros were kept is lost, so ``decode`` refuses it.
+    Which zeros were kept is lost, so ``decode`` refuses it. The manifest gains ``checkpoint``, the digest of the sparse
+    checkpoint, where it was decoded from one: so that a dense file can stamp decisions, too (``read_stamp``).
     """
+    carried = {CARRIED: checkpoint.digest} if checkpoint.digest else {}
     tensors = {name: _portable(array) for name, array in checkpoint.arrays.items()}
     statistics = {_NORMALISATION + name: _statistic(name, array) for name, array in checkpoint.normalisation.items()}
-    return save(tensors | statistics, {METADATA_KEY: canonical_json(checkpoint.manifest).decode()})
+    return save(tensors | statistics, {METADATA_KEY: canonical_json(checkpoint.manifest | carried).decode()})
 
 
 def mask_digest(masks: Mapping[str, npt.NDArray[np.bool_]]) -> str:

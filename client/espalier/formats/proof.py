@@ -1,4 +1,4 @@
-"""The audit log's arithmetic: Merkle hashing by RFC 6962, and the check of a whole log against its head.
+"""The audit log's arithmetic: Merkle hashing by RFC 6962, proofs by RFC 9162, and the check of a whole log.
 
 Knows: leaf and node hashes, the root, the compact frontier that grows by one leaf in O(log n). Must never know: where
 entries are stored, or what they mean.
@@ -6,6 +6,7 @@ entries are stored, or what they mean.
 Laws:
     * ``Frontier`` and ``merkle_root`` give the same root for the same leaf hashes, at every size.
     * Any changed bit in a document, a sequence number, a leaf hash, the size or the root is detected.
+    * A proof that was made for another entry, size or root is refused.
 
 A *leaf hash* is ``leaf_hash(canonical_json(document))``. ``merkle_root`` and ``Frontier`` take leaf hashes, never the
 documents, so that a log can be checked from its stored leaves alone.
@@ -67,13 +68,23 @@ class Frontier:
             )
 
     def append(self, leaf: bytes) -> Frontier:
-        """The frontier with one more leaf hash: equal neighbours merge, as a carry runs in binary addition."""
-        *hashes, carry = (*self.hashes, leaf)
-        size = self.size
-        while size & 1:
-            carry = node_hash(hashes.pop(), carry)
+        """The frontier with one more leaf hash."""
+        carries = self.carries(leaf)
+        kept = self.hashes[: len(self.hashes) - len(carries) + 1]
+        return Frontier(self.size + 1, (*kept, carries[-1]))
+
+    def carries(self, leaf: bytes) -> list[bytes]:
+        """The roots of every perfect subtree that one more leaf hash completes: of 1 leaf, of 2, of 4, and so on.
+
+        Equal neighbours merge, as a carry runs in binary addition.
+        """
+        found, size = [leaf], self.size
+        for left in reversed(self.hashes):
+            if not size & 1:
+                break
+            found.append(node_hash(left, found[-1]))
             size >>= 1
-        return Frontier(self.size + 1, (*hashes, carry))
+        return found
 
     def extend(self, leaves: Iterable[bytes]) -> Frontier:
         """The frontier with these leaf hashes appended, in order."""
@@ -121,6 +132,82 @@ def verify_log(entries: Iterable[Mapping[str, Any]], size: int, root: str) -> in
             "entries were replaced as a whole, or the head belongs to another log"
         )
     return size
+
+
+def verify_inclusion(leaf: bytes, seq: int, size: int, path: Sequence[bytes], root: bytes) -> None:
+    """Check that an entry is in a log (RFC 9162, section 2.1.3.2).
+
+    Args:
+        leaf: the entry's leaf hash.
+        seq: its number, from 1.
+        size: number of entries of the log.
+        path: the proof, from the leaf's neighbour up.
+        root: of the log at that size.
+
+    Raises:
+        ProofRejected: the proof does not lead from this entry to this root.
+    """
+    if not FIRST_SEQ <= seq <= size:
+        raise ProofRejected(f"entry {seq} cannot be one of {size}", seq)
+    index, last, found = seq - FIRST_SEQ, size - 1, leaf
+    for sibling in path:
+        if last == 0:
+            raise ProofRejected(f"the inclusion proof of entry {seq} is too long", seq)
+        if index & 1 or index == last:
+            found = node_hash(sibling, found)
+            while not index & 1 and index:  # it has no right neighbour here: go up to where it has a left one
+                index, last = index >> 1, last >> 1
+        else:
+            found = node_hash(found, sibling)
+        index, last = index >> 1, last >> 1
+    if last != 0 or found != root:
+        raise ProofRejected(f"entry {seq} is not in the log of {size} entries whose root is {root.hex()}", seq)
+
+
+def verify_consistency(first: int, second: int, first_root: bytes, second_root: bytes, path: Sequence[bytes]) -> None:
+    """Check that a log begins with what it was before (RFC 9162, section 2.1.4.2).
+
+    Args:
+        first, second: sizes, the smaller first.
+        first_root, second_root: the roots at these sizes.
+        path: the proof; empty between equal sizes, and from an empty log.
+
+    Raises:
+        ProofRejected: the later log is not a continuation of the earlier one, or the proof does not show it.
+    """
+    if not 0 <= first <= second:
+        raise ProofRejected(f"a log of {second} entries cannot continue one of {first}: entries are missing")
+    if first == second or first == 0:
+        if path or (first == second and first_root != second_root) or (first == 0 and first_root != EMPTY_ROOT):
+            raise ProofRejected(f"the log of {second} entries does not continue the one of {first}: it was rewritten")
+        return
+    if _consistent_roots(first, second, first_root, path) != (first_root, second_root):
+        raise ProofRejected(
+            f"the log of {second} entries does not continue the one that was seen at {first}: it was rewritten, or the "
+            "proof is wrong"
+        )
+
+
+def _consistent_roots(first: int, second: int, first_root: bytes, path: Sequence[bytes]) -> tuple[bytes, bytes] | None:
+    """Both roots, as a consistency proof gives them; None for one of the wrong length."""
+    hashes = [first_root, *path] if first & (first - 1) == 0 else list(path)
+    if not hashes:
+        return None
+    left, last = first - 1, second - 1
+    while left & 1:
+        left, last = left >> 1, last >> 1
+    old = new = hashes[0]
+    for sibling in hashes[1:]:
+        if last == 0:
+            return None
+        if left & 1 or left == last:
+            old, new = node_hash(sibling, old), node_hash(sibling, new)
+            while not left & 1 and left:
+                left, last = left >> 1, last >> 1
+        else:
+            new = node_hash(new, sibling)
+        left, last = left >> 1, last >> 1
+    return (old, new) if last == 0 else None
 
 
 def _checked_leaf(entry: Mapping[str, Any], seq: int) -> bytes:
