@@ -27,18 +27,33 @@ class Settings(BaseSettings):
     )
     database_url: str = Field(
         "",
+        repr=False,  # it may hold a password
         description="SQLAlchemy URL, such as `postgresql+psycopg://user:password@host/espalier`. "
         "Empty: SQLite at `<data_dir>/espalier.db`.",
     )
     host: str = Field(
-        "127.0.0.1", description="Address to listen on. Any but a loopback address needs `ESPALIER_API_KEY`."
+        "127.0.0.1",
+        description="Address to listen on. Any but a loopback address needs a key: one that was created "
+        "(`espalier admin-key`), or `ESPALIER_API_KEY`.",
     )
     port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="Port to listen on; 0 picks a free one.")
     workers: Annotated[int, Field(ge=1, le=64)] = Field(1, description="API processes that `espalier serve` starts.")
     api_key: SecretStr | None = Field(
         None,
-        description="Key that every request must carry as `Authorization: Bearer <key>`. "
-        "Unset: open, on loopback only.",
+        description="One key with every scope, sent as `Authorization: Bearer <key>`, as created keys are. "
+        "Unset, and no key was ever created: open, on loopback only.",
+    )
+    requests_per_minute: Annotated[int, Field(ge=0)] = Field(
+        60_000,
+        description="Requests that one key may make a minute, in each API process; as many at once, and then evenly. "
+        "0: as many as it likes. A key may have a limit of its own.",
+    )
+    wrong_keys_per_minute: Annotated[int, Field(ge=1)] = Field(
+        60,
+        description="Wrong keys that one address may show a minute, in each API process; then it is answered with 429.",
+    )
+    session_seconds: Annotated[float, Field(ge=60)] = Field(
+        12 * 3600.0, description="How long a browser stays signed in, in seconds; never longer than its key is valid."
     )
     max_upload_bytes: Annotated[int, Field(ge=1024)] = Field(
         4096 * _MIB, description="Largest accepted request body, in bytes."
@@ -145,6 +160,16 @@ class Settings(BaseSettings):
     keep_every: Annotated[int, Field(ge=0)] = Field(
         0, description="Beside the rollback window, bytes of every version whose number this divides are kept; 0: none."
     )
+    log_name: Annotated[str, Field(pattern=r"^[^\s+]*$", max_length=100)] = Field(
+        "",
+        description="Name of the audit log in its signed checkpoints, best one that nobody else has, such as "
+        "`example.com/espalier`; it is part of the signing key from when that is made. Empty: a random one.",
+    )
+    log_key_file: Path | None = Field(
+        None,
+        description="File with the key that signs the audit log, which its owner alone can read. "
+        "Unset: `<data_dir>/keys/log.key`, made when it is first needed. Machines with one database share the file.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe message to log.")
 
     @model_validator(mode="after")
@@ -165,6 +190,11 @@ class Settings(BaseSettings):
     def resolved_database_url(self) -> str:
         """The SQLAlchemy URL in force."""
         return self.database_url or f"sqlite:///{quote(str((self.data_dir / 'espalier.db').absolute()))}"
+
+    @property
+    def log_keys(self) -> Path:
+        """Where the key that signs the audit log lies."""
+        return self.log_key_file or self.data_dir / "keys" / "log.key"
 
     @property
     def loopback(self) -> bool:

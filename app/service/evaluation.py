@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from app.domain import Actor, EvaluationSet, InputSpec, Megabatch, MegabatchDraft, Model
+from app.domain import Actor, EvaluationSet, InputSpec, Megabatch, MegabatchDraft, MegabatchStatus, Model
 from app.errors import InputUnknown
 from app.intake.arrays import Limits
 from app.intake.sandbox import DecodedFiles
 from app.service.ingest import check_fit, decoded_draft, reading_of
 from app.service.overlap import ids_of, overlap
+from app.service.removal import expect_kept
 from app.store.blobs import Blobs, Staged
 from app.store.database import Store
 
@@ -53,6 +54,7 @@ def set_evaluation(
     with store.reading() as tx:
         model = tx.ledger.model(name)
         before = tx.buffer.evaluation(model)
+        logged = tx.audit.head().size
     require_input(model)
     reading = replace(reading_of(model.input), extend=False)
     _, draft = decoded_draft(
@@ -81,6 +83,7 @@ def set_evaluation(
                 },
                 inputs=[found.x, found.y, found.ids],
             )
+            expect_kept(tx, logged, (found.x, found.y, found.ids))
         view = EvaluationView(found, model.input, tx.buffer.evaluation_overlap(model))
     return view, new
 
@@ -141,5 +144,6 @@ def _counted(store: Store, model: Model, draft: MegabatchDraft) -> dict[int, int
 
 
 def _overlaps(blobs: Blobs, draft: MegabatchDraft, megabatches: Sequence[Megabatch]) -> dict[int, int]:
-    held = ids_of(blobs, draft.ids) if megabatches else None
-    return {m.number: overlap(blobs, m.ids, held) for m in megabatches if held is not None}
+    there = [megabatch for megabatch in megabatches if megabatch.status is not MegabatchStatus.ERASED]
+    held = ids_of(blobs, draft.ids) if there else None
+    return {m.number: overlap(blobs, m.ids, held) for m in there if held is not None}

@@ -11,15 +11,20 @@ from datetime import datetime
 from itertools import islice
 from typing import TypeVar
 
-from app.domain import CHAMPION, AuditEntry, Digest, LogHead, Page, VersionSummary
-from app.errors import CorruptBlob, Fault, MissingBlob, UnknownAlias
+from app.domain import CHAMPION, AuditEntry, Digest, LogHead, MegabatchStatus, Page, VersionSummary
+from app.errors import CorruptBlob, Fault, MissingBlob, UnknownAlias, UnknownEntry
+from app.service.access import examine_keys
+from app.service.decisions import examine_decisions
+from app.service.removal import leftovers
 from app.store.audit import subjects_of
 from app.store.database import Store
+from app.store.merkle import HEIGHT, WIDTH
 from espalier.formats.proof import Frontier
 
 T = TypeVar("T")
 
 _PAGE = 500
+_LEFT = "erased values are there still: start a worker, whose next sweep removes them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +89,75 @@ def verify_log(store: Store) -> LogHead:
         frontier = grown
 
 
+@dataclass(frozen=True, slots=True)
+class Inclusion:
+    """That an entry is in the log of a size, whose root is what a checkpoint signs. Hashes are 32 bytes each."""
+
+    seq: int
+    leaf: str
+    size: int
+    root: bytes
+    path: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Consistency:
+    """That the log of one size begins with the log of another."""
+
+    first: int
+    second: int
+    first_root: bytes
+    second_root: bytes
+    path: tuple[bytes, ...]
+
+
+def prove_inclusion(store: Store, seq: int, size: int) -> Inclusion:
+    """The inclusion proof of an entry (RFC 9162).
+
+    Raises:
+        UnknownEntry: the log has no such entry, or had not at that size.
+    """
+    with store.reading() as tx:
+        _expect_size(tx.audit.head(), size)
+        if not 1 <= seq <= size:
+            raise UnknownEntry(f"a log of {size} entries has no entry {seq}: they are numbered from 1")
+        tree, leaf = tx.audit.tree(), tx.audit.entry(seq).leaf
+        return Inclusion(seq, leaf, size, tree.root(size), tuple(tree.inclusion(seq, size)))
+
+
+def prove_consistency(store: Store, first: int, second: int) -> Consistency:
+    """The consistency proof between two sizes of the log (RFC 9162).
+
+    Raises:
+        UnknownEntry: the log never had these sizes.
+    """
+    with store.reading() as tx:
+        _expect_size(tx.audit.head(), second)
+        if not 0 <= first <= second:
+            raise UnknownEntry(f"a log of {second} entries does not continue one of {first}: name the smaller first")
+        tree = tx.audit.tree()
+        path = tuple(tree.consistency(first, second))
+        return Consistency(first, second, tree.root(first), tree.root(second), path)
+
+
+def tile(store: Store, level: int, index: int, width: int) -> bytes:
+    """The hashes of a tile, one after another (C2SP tlog-tiles).
+
+    Raises:
+        UnknownEntry: the log is not so long yet.
+    """
+    with store.reading() as tx:
+        there = (tx.audit.head().size >> (HEIGHT * level)) - index * WIDTH
+        if width > there:
+            raise UnknownEntry(f"tile {index} of level {level} has {max(0, there)} hashes so far, not {width}")
+        return b"".join(tx.audit.tree().tile(level, index, width))
+
+
+def _expect_size(head: LogHead, size: int) -> None:
+    if size > head.size:
+        raise UnknownEntry(f"the log has {head.size} entries, not {size} yet: leave the size out, or ask again later")
+
+
 def version_audit(store: Store, name: str, ref: str) -> list[AuditEntry]:
     """Every entry of the cycle that made a version, and of what happened to the version since."""
     with store.reading() as tx:
@@ -123,6 +197,9 @@ def examine(store: Store) -> list[Finding]:
         verify_log(store)
     except Fault as fault:
         findings.append(Finding("log", "audit log", str(fault)))
+    findings += [Finding("key", f"key {name}", why) for name, why in examine_keys(store)]
+    findings += [Finding("decisions", f"decisions of {name}", why) for name, why in examine_decisions(store)]
+    findings += [Finding("erased", f"blob {digest}", _LEFT) for digest in leftovers(store)]
     findings += [Finding("cache", f"blob {digest}", why) for digest, why in store.blobs.stale()]
     return findings + list(_examine_index(store))
 
@@ -166,7 +243,8 @@ def _examine_model(store: Store, name: str, checked: dict[Digest, str | None]) -
         megabatches = list(_walk(lambda after: tx.buffer.megabatches(name, after, _PAGE)))
         whole = [version for version in versions if version.swept_at is None]
         blobs = [(f"version {v.number} of {name}", d) for v in whole for d in (v.checkpoint, v.state)]
-        blobs += [(f"megabatch {m.number} of {name}", d) for m in megabatches for d in (m.x, m.y, m.ids)]
+        there = [megabatch for megabatch in megabatches if megabatch.status is not MegabatchStatus.ERASED]
+        blobs += [(f"megabatch {m.number} of {name}", d) for m in there for d in (m.x, m.y, m.ids)]
         sets = tx.buffer.evaluation_sets(tx.ledger.model(name))
         blobs += [(f"evaluation set {e.revision} of {name}", d) for e in sets for d in (e.x, e.y, e.ids)]
         try:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 
 from app.domain import (
     Actor,
@@ -33,6 +32,7 @@ from app.intake.arrays import DecodedFiles, Limits, Reading
 from app.learning.recipe import EveryMegabatches, Recipe
 from app.service.models import describe_input, misfit, normalised_width
 from app.service.overlap import ids_of, overlap
+from app.service.removal import expect_kept
 from app.store.blobs import Blobs, Staged
 from app.store.database import Store, Transaction
 
@@ -72,7 +72,7 @@ def accept_megabatch(
         media: the declared media type, if one was.
 
     Raises:
-        UnknownModel, MegabatchQuarantined: nothing was changed.
+        UnknownModel, MegabatchQuarantined, MegabatchErased: nothing was changed.
         InvalidMegabatch: only the audit log says so.
         StoreBusy: other uploads kept changing the model's input; nothing was changed.
     """
@@ -94,8 +94,13 @@ def _accept(
         model = tx.ledger.model(name)
         recipe = Recipe.resolve(tx.ledger.recipe(name).document)
         evaluation = tx.buffer.evaluation(model)
+        logged = tx.audit.head().size
     reading = reading_of(model.input)
-    fit = partial(completed, model.input, recipe=recipe)
+
+    def fit(decoded: DecodedFiles) -> InputSpec:
+        _expect_welcome(store, model, decoded)
+        return completed(model.input, decoded, recipe)
+
     decoded, draft = decoded_draft(store.blobs, staged, limits, reading, fit, media)
     draft = _beside(store.blobs, draft, evaluation)
     with store.transaction(actor) as tx:
@@ -114,7 +119,14 @@ def _accept(
             model = tx.ledger.set_input(model, spec)
         cycle = _enqueue_if_met(tx, model, recipe)
         _audit(tx, megabatch, before, spec, cycle)
+        expect_kept(tx, logged, (draft.x, draft.y, draft.ids))
     return Accepted(megabatch, True, cycle)
+
+
+def _expect_welcome(store: Store, model: Model, decoded: DecodedFiles) -> None:
+    """Refuse what was quarantined or erased before any of it is kept."""
+    with store.reading() as tx:
+        tx.buffer.same(model, decoded.digest)
 
 
 def decoded_draft(

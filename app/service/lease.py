@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from app import crash
 from app.config import Settings
 from app.domain import Actor, Claim, Digest, Phase, Progress
 from app.errors import LeaseLost, StoreBusy, Unavailable
@@ -159,7 +160,12 @@ class Watch:
             with self.store.transaction(self.running.actor) as tx:
                 tx.ledger.attach_snapshot(self.claim, saved)
 
-        retrying(attach)
+        try:
+            retrying(attach)
+        except LeaseLost:
+            self.store.blobs.discard(saved)  # nobody will go on from it, and what it was trained on may be erased
+            raise
+        crash.point("cycle.snapshot")
         self.snapshot = saved
         if before is not None and before != saved:
             self.store.blobs.discard(before)

@@ -123,10 +123,12 @@ def describe_model(store: Store, name: str) -> ModelSummary:
         return _summary(tx, tx.ledger.model(name))
 
 
-def list_models(store: Store, *, after: str | None, limit: int) -> Page[ModelSummary]:
-    """Models by name."""
+def list_models(
+    store: Store, *, after: str | None, limit: int, only: Collection[str] | None = None
+) -> Page[ModelSummary]:
+    """Models by name; ``only`` these, or all."""
     with store.reading() as tx:
-        page = tx.ledger.models(after, limit)
+        page = tx.ledger.models(after, limit, only)
         return Page(tuple(_summary(tx, model) for model in page.items), page.next)
 
 

@@ -10,11 +10,11 @@ Laws:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 
 from app.config import Settings
-from app.domain import Actor, Claim, Cycle, Digest, Event, ModelState, Trip
+from app.domain import Actor, Claim, Cycle, Digest, Event, HeldLease, ModelState, Trip
 from app.errors import LeaseLost
 from app.service.guardrail_actions import try_again
 from app.store.database import Store, Transaction
@@ -26,14 +26,23 @@ _LONGEST_OUTAGE = 60.0
 """The same where nothing is wrong with the cycle: so soon after an outage it goes on."""
 
 
-def reclaim(store: Store, settings: Settings, actor: Actor) -> list[Cycle]:
+def reclaim(
+    store: Store, settings: Settings, actor: Actor, silent: Callable[[Sequence[HeldLease]], Sequence[HeldLease]]
+) -> list[Cycle]:
     """Put cycles whose worker fell silent back into the queue; they go on from their snapshot.
 
     One whose workers die again and again without leaving a new snapshot is a cycle that kills workers: it fails, and
     its model is paused.
+
+    Args:
+        silent: which of these leases are; a ``Vigil`` knows.
     """
+    with store.reading() as tx:
+        stalled = silent(tx.ledger.held_leases())
+    if not stalled:
+        return []
     with store.transaction(actor) as tx:
-        cycles = tx.ledger.reclaim_stalled()
+        cycles = tx.ledger.reclaim(stalled)
         for cycle in cycles:
             tx.audit.append(
                 "cycle.reclaimed",

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import dropwhile, islice
 from pathlib import Path
@@ -34,7 +34,6 @@ from app.domain import (
     VersionSummary,
 )
 from app.errors import (
-    Conflict,
     CorruptBlob,
     Fault,
     MissingBlob,
@@ -84,15 +83,6 @@ class RolledBack:
     superseded: tuple[Cycle, ...]
     quarantined: tuple[int, ...]
     queued: Cycle | None
-
-
-@dataclass(frozen=True, slots=True)
-class Promoted:
-    """What a promotion did."""
-
-    alias: Alias
-    previous: int | None
-    version: Version
 
 
 def get_version(store: Store, name: str, ref: str) -> VersionView:
@@ -201,8 +191,8 @@ def roll_back(
         NotAnAncestor: the target is no ancestor of the champion; the message lists those that are.
         UnknownMegabatch, UnknownVersion, VersionSwept, CorruptBlob: nothing was changed.
     """
-    revision = _required(expected_revision)
-    _fetch_ahead(store, name, to)
+    revision = required_revision(expected_revision)
+    fetch_ahead(store, name, to)
     with store.transaction(actor) as tx:
         model = tx.ledger.lock_model(name)
         previous = _champion(tx, name)
@@ -217,7 +207,7 @@ def roll_back(
             store, tx, model, CycleTrigger.ROLLBACK, f"rolled back to version {target.number}"
         )
         _audit_quarantine(tx, quarantined, reason)
-        tx.audit.append("alias.moved", model=name, reason=reason, parameters=_move(alias, previous.number))
+        tx.audit.append("alias.moved", model=name, reason=reason, parameters=move_parameters(alias, previous.number))
         tx.audit.append(
             "model.rolled_back",
             model=name,
@@ -237,48 +227,21 @@ def roll_back(
     return RolledBack(alias, previous, target, superseded, tuple(m.number for m in quarantined), queued)
 
 
-def promote(
-    store: Store, name: str, number: int, *, reason: str, expected_revision: int | None, actor: Actor
-) -> Promoted:
-    """Make a version the champion, whatever its verdict was; overriding a withheld one is audited as such.
+def required_revision(revision: int | None) -> int:
+    """The revision of an alias that a caller saw.
 
     Raises:
-        PreconditionMissing, AliasMoved: the champion's revision was not given, or is another one.
-        UnknownVersion, VersionSwept, CorruptBlob, Conflict: nothing was changed.
+        PreconditionMissing: it did not say.
     """
-    revision = _required(expected_revision)
-    _fetch_ahead(store, name, str(number))
-    with store.transaction(actor) as tx:
-        model = tx.ledger.lock_model(name)
-        version = tx.ledger.version(name, number)
-        previous = _alias_or_none(tx, name)
-        if previous is not None and previous.version == number:
-            raise Conflict(f"version {number} of {name!r} is the champion already")
-        expect_bytes(version)
-        for digest in (version.checkpoint, version.state):
-            store.blobs.verified(digest)
-        alias = tx.ledger.move_alias(model, CHAMPION, number, expected_revision=revision, reason=reason)
-        replace_open_cycles(store, tx, model, CycleTrigger.MANUAL, f"version {number} was promoted")
-        before = previous.version if previous else None
-        if not version.verdict.passed:
-            overridden = {"version": number, "reasons": list(version.verdict.reasons)}
-            tx.audit.append("guardrail.overridden", model=name, reason=reason, parameters=overridden)
-        tx.audit.append(
-            "alias.moved", model=name, reason=reason, parameters=_move(alias, before), outputs=[version.checkpoint]
-        )
-    return Promoted(alias, before, version)
-
-
-def _required(revision: int | None) -> int:
     if revision is None:
         raise PreconditionMissing(
-            "a move of the champion must say which state of it was seen: send If-Match with the ETag of GET "
-            ".../aliases/champion"
+            "a move of an alias must say which state of it was seen: send If-Match with the ETag of GET "
+            ".../aliases/{alias}"
         )
     return revision
 
 
-def _fetch_ahead(store: Store, name: str, to: str | None) -> None:
+def fetch_ahead(store: Store, name: str, to: str | None) -> None:
     """Fetch and hash what the transaction will look at, so that a large file or a slow bucket holds up no writer. What
     is wrong with it, the transaction says.
     """
@@ -298,9 +261,10 @@ def _champion(tx: Transaction, name: str) -> Version:
         raise UnknownAlias(f"model {name!r} has no champion yet: nothing to roll back") from None
 
 
-def _alias_or_none(tx: Transaction, name: str) -> Alias | None:
+def alias_or_none(tx: Transaction, name: str, alias: str) -> Alias | None:
+    """An alias, or None where there is none of this name."""
     try:
-        return tx.ledger.alias(name, CHAMPION)
+        return tx.ledger.alias(name, alias)
     except UnknownAlias:
         return None
 
@@ -378,7 +342,8 @@ def _audit_quarantine(tx: Transaction, megabatches: Sequence[Megabatch], reason:
         )
 
 
-def _move(alias: Alias, previous: int | None) -> dict[str, object]:
+def move_parameters(alias: Alias, previous: int | None) -> dict[str, object]:
+    """What an ``alias.moved`` entry says about every move."""
     return {"alias": alias.name, "revision": alias.revision, "from": previous, "to": alias.version}
 
 
@@ -386,14 +351,16 @@ def _view(tx: Transaction, name: str, ref: str) -> VersionView:
     version = tx.ledger.version(name, ref)
     if ref.isascii() and ref.isdigit():
         return VersionView(version, None)
-    alias = _alias_or_none(tx, name) if ref == CHAMPION else None
-    return VersionView(version, alias)
+    return VersionView(version, alias_or_none(tx, name, ref))
 
 
 def _dense_file(store: Store, version: Version) -> Path:
     """The dense form. No row names its blob: it is swept when nobody asks for it, and made anew when somebody does."""
     if not store.blobs.touch(version.dense):
-        made = store.blobs.put(checkpoint.encode_dense(checkpoint.decode(store.blobs.read(version.checkpoint))))
+        decoded = checkpoint.decode(store.blobs.read(version.checkpoint))
+        made = store.blobs.put(checkpoint.encode_dense(decoded))
+        if made != version.dense:  # older versions were recorded without the digest of the checkpoint in it
+            made = store.blobs.put(checkpoint.encode_dense(replace(decoded, digest="")))
         if made != version.dense:
             raise CorruptBlob(f"version {version.number} of {version.model!r} does not decode to what was published")
     return store.blobs.verified(version.dense)

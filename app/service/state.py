@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from app.domain import CHAMPION, Cycle, CycleTrigger, Digest, Model, Version, VersionSummary
-from app.errors import UnknownVersion
+from app.domain import CHAMPION, Cycle, CycleTrigger, Digest, Megabatch, Model, Version, VersionSummary
+from app.errors import CorruptBlob, UnknownVersion
 from app.store.blobs import Blobs
 from app.store.database import Store, Transaction
 from app.store.numbers import Numbers
@@ -79,6 +79,35 @@ def state_of(blobs: Blobs, version: VersionSummary | None) -> State:
     return State(known, replay, document["history"], frozenset(document["pinned"]))
 
 
+def present_rows(mask: npt.NDArray[np.bool_], megabatch: Megabatch) -> npt.NDArray[np.bool_]:
+    """A mask over the rows of a megabatch, over those rows that are there today.
+
+    How long it is says how many erasures it has not seen: each one made the megabatch shorter.
+
+    Args:
+        mask: (n,) bool, n as it was when the mask was written.
+        megabatch: as it is now.
+
+    Returns:
+        (megabatch.examples,) bool.
+
+    Raises:
+        CorruptBlob: the megabatch never had so many rows.
+    """
+    for erasure in megabatch.erasures:
+        if erasure.before == len(mask):
+            kept = np.ones(len(mask), dtype=np.bool_)
+            for first, last in erasure.removed:
+                kept[first : last + 1] = False
+            mask = mask[kept]
+    if len(mask) != megabatch.examples:
+        raise CorruptBlob(
+            f"a replay buffer holds a mask over {len(mask)} rows of megabatch {megabatch.number} of "
+            f"{megabatch.model!r}, which never had so many: restore a backup, or start from another version"
+        )
+    return mask
+
+
 def spread(numbers: Iterable[int], most: int) -> list[int]:
     """At most ``most`` of these numbers, evenly spread from the first to the last, both included; all, if they fit.
 
@@ -116,8 +145,10 @@ def champion_of(tx: Transaction, name: str) -> Version | None:
 def enqueue_rest(
     store: Store, tx: Transaction, model: Model, trigger: CycleTrigger, *, through: int | None = None
 ) -> Cycle | None:
-    """Enqueue one cycle for all that the champion has not seen, up to ``through``, if there is any."""
-    seen = state_of(store.blobs, champion_of(tx, model.name)).seen
+    """Enqueue one cycle for all that the version which it starts from, the champion as a rule, has not seen, up to
+    ``through``, if there is any.
+    """
+    seen = state_of(store.blobs, tx.ledger.ground(model)).seen
     waiting = tx.buffer.eligible(model, seen=seen, through=through)
     if not waiting:
         return None

@@ -22,15 +22,15 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.numpy import load as load_safetensors
 
-from app import __version__
+from app import __version__, crash
 from app.config import Settings
 from app.domain import (
     CHAMPION,
     HOLDING,
-    Alias,
     Claim,
     Cycle,
     CycleState,
@@ -76,11 +76,13 @@ from app.service.guardrail_actions import carry_out, scale_of, settled
 from app.service.lease import Running, Stopped, Watch, retrying
 from app.service.models import describe_input
 from app.service.outcomes import fail, release, supersede
-from app.service.state import State, keep_state, spread, state_of
+from app.service.promotion import promote_passed
+from app.service.state import State, keep_state, present_rows, spread, state_of
 from app.store.array_files import Column, side_by_side
 from app.store.database import Store, Transaction
 from espalier.formats import checkpoint
 from espalier.formats.canonical import sha256_digest
+from espalier.formats.custody import Use
 from espalier.formats.writer import ZSTD
 
 log = logging.getLogger(__name__)
@@ -99,6 +101,7 @@ def run_next_cycle(store: Store, settings: Settings, *, running: Running, device
     if claim is None:
         return None
     running.begin(claim)
+    crash.point("cycle.claimed")
     try:
         ending = _attempt(store, settings, running, claim, device)
     finally:
@@ -125,7 +128,9 @@ def _attempt(
         if work is None:
             return partial(supersede, store, running.actor, claim, "nothing is left to train on")
         result = _learn(store, work, watch, device)
+        crash.point("cycle.learnt")
         draft = _draft(store, claim, work, result, watch.finish(), device)
+        crash.point("cycle.blobs")
         return partial(_publish, store, watch, claim, work, result, draft)
     except Stopped:
         return partial(release, store, running.actor, claim)
@@ -229,10 +234,11 @@ def _gather(store: Store, settings: Settings, claim: Claim) -> _Work | None:
         past = _Past.of(before, pins, frozenset(tx.buffer.accepted(claim.model)))
         old = tx.buffer.training_set(claim.model, [*past.replayed, *past.pinned, *past.released, *past.asked])
         holds = _holds(store, tx, claim, recipe)
+        anew = claim.parent is None and CHAMPION in tx.ledger.pointed(claim.model)
     first = claim.cycle.trigger is CycleTrigger.INITIAL_WEIGHTS
     if not eligible and not first:
         return None
-    if recipe.initial_weights is not None and claim.parent is None and not first:
+    if recipe.initial_weights is not None and claim.parent is None and not (first or anew):
         raise InvalidWeights("version 0 is not there to start from: resume the model, which makes it anew")
     used = sorted([*old, *eligible], key=lambda megabatch: megabatch.number)
     new = frozenset(m.number for m in eligible)
@@ -245,15 +251,21 @@ def _gather(store: Store, settings: Settings, claim: Claim) -> _Work | None:
         megabatches=_examples(store, {megabatch.number: megabatch for megabatch in used}),
         new=new,
         untested=frozenset(m.number for m in eligible if m.prequential is None),
-        replay={number: before.replay[number] for number in past.replayed} | whole,
+        replay=_replayed(before, {m.number: m for m in old if m.number in past.replayed}) | whole,
         pinned=past.pinned | (pins & new),
         evaluation=_examples(store, {0: claim.evaluation})[0] if claim.evaluation else None,
         holds=holds,
         scale=scale_of(claim.cycle.attempt),
-        initial=_initial_weights(store, recipe) if first else None,
+        initial=_initial_weights(store, recipe) if first or (anew and recipe.initial_weights) else None,
         architecture=_architecture(settings, recipe),
     )
     return _Work(given, before, given.new, used)
+
+
+def _replayed(before: State, megabatches: Mapping[int, Megabatch]) -> dict[int, npt.NDArray[np.bool_]]:
+    """The rows of the parent's replay buffer that are there still."""
+    rows = {number: present_rows(before.replay[number], megabatch) for number, megabatch in megabatches.items()}
+    return {number: mask for number, mask in rows.items() if mask.any()}
 
 
 def _parent(store: Store, version: Version | None, state: State) -> Parent | None:
@@ -391,6 +403,7 @@ def _draft(
         megabatches=len(result.trained),
         manifest=manifest,
         report=result.report,
+        uses={number: Use.TRAINED | (Use.NEW if number in work.new else 0) for number in result.trained},
     )
 
 
@@ -468,21 +481,8 @@ def _publish(store: Store, watch: Watch, claim: Claim, work: _Work, result: Cycl
             outputs=[version.checkpoint, version.state],
         )
         if draft.verdict.passed:
-            alias = tx.ledger.move_alias(
-                model, CHAMPION, version.number, expected_revision=None, reason="passed its guardrails"
-            )
-            tx.audit.append(
-                "alias.moved", model=name, reason="passed its guardrails", parameters=_moved(alias, claim.parent)
-            )
+            promote_passed(tx, model, version)
         else:
             carry_out(store, tx, model, claim, version, result.trips, held=work.held)
+    crash.point("cycle.published")
     watch.discard()
-
-
-def _moved(alias: Alias, parent: Version | None) -> dict[str, object]:
-    return {
-        "alias": alias.name,
-        "revision": alias.revision,
-        "from": parent.number if parent else None,
-        "to": alias.version,
-    }

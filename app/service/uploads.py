@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from app import errors
+from app import crash, errors
 from app.config import Settings
 from app.domain import Actor, Cycle, Digest, Upload, UploadState
 from app.errors import (
@@ -211,11 +211,13 @@ class Appending:
 
     def _record(self, *, complete: bool = False) -> Upload:
         offset = self._part.sync()
+        crash.point("upload.appended")
         length = offset if complete else None
         with self._store.transaction(_SYSTEM) as tx:
             self.upload = tx.uploads.advance(
                 self.upload.id, offset, _expiry(tx, self._settings), length=length, complete=complete
             )
+        crash.point("upload.counted")
         return self.upload
 
     def check(self, checksum: Checksum) -> None:

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from app.domain import Cycle, CycleState, CycleTrigger, ModelState, Version
-from app.service import cycles, history, models, outcomes, release
+from app.service import cycles, history, models, outcomes, promotion, release
 from app.service.guardrail_actions import RETRIES, scale_of
 from app.service.lease import Running
 from tests.service.conftest import ACTOR, RECIPE, House, blob_of_examples
-from tests.service.test_training import DiesAt, Killed, comparable, expire_leases
+from tests.service.test_training import DiesAt, Killed, comparable
 
 
 def guarded(*rules: dict[str, Any], **over: Any) -> dict[str, Any]:
@@ -170,7 +170,9 @@ def test_a_version_that_is_promoted_is_pardoned(house: House) -> None:
     teach(house, 1)
     confuse(house, 2)
     assert [cycle.state for cycle in (house.cycle(), house.cycle()) if cycle] == ["published", "withheld"]
-    release.promote(house.store, "gas", 2, reason="we know", expected_revision=house.revision(), actor=ACTOR)
+    promotion.promote(
+        house.store, "gas", 2, reason="we know", override=True, expected_revision=house.revision(), actor=ACTOR
+    )
     assert cycles.get_cycle(house.store, "gas", 3).state is CycleState.SUPERSEDED, "its megabatches are seen"
     assert run(house) == []
     teach(house, 3)
@@ -214,8 +216,7 @@ def test_a_held_cycle_that_was_killed_goes_on_and_ends_with_the_same_bits(house:
     house.running = DiesAt("doomed", 9)
     with pytest.raises(Killed):
         house.cycle()
-    expire_leases(house)
-    outcomes.reclaim(house.store, house.settings, ACTOR)
+    outcomes.reclaim(house.store, house.settings, ACTOR, list)
     house.running = Running("second")
     ended = house.cycle()
     assert ended is not None and whole is not None

@@ -2,18 +2,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import load
 
-from app.domain import CycleState, CycleTrigger, MegabatchStatus, Progress
+from app.domain import Actor, CycleState, CycleTrigger, MegabatchStatus, Progress
 from app.errors import (
     AliasMoved,
-    Conflict,
     CorruptBlob,
     NotAnAncestor,
     PreconditionMissing,
+    ProposalClosed,
     UnknownAlias,
     UnknownMegabatch,
     UnknownVersion,
 )
-from app.service import cycles, history, ingest, release
+from app.service import cycles, history, ingest, promotion, release
 from app.service.lease import Running
 from espalier.formats import checkpoint
 from tests.service.conftest import ACTOR, House
@@ -124,22 +124,6 @@ def test_a_failed_rollback_changes_nothing(house: House) -> None:
     assert [finding.kind for finding in history.examine(house.store)] == ["blob"]
 
 
-def test_promote_moves_to_any_version_and_back(house: House) -> None:
-    house.create()
-    house.grow(3)
-    done = release.promote(
-        house.store, "gas", 1, reason="smaller is not needed", expected_revision=house.revision(), actor=ACTOR
-    )
-    assert (done.previous, house.champion().number) == (3, 1)
-    with pytest.raises(Conflict, match="already"):
-        release.promote(house.store, "gas", 1, reason="again", expected_revision=house.revision(), actor=ACTOR)
-    moves = release.alias_history(house.store, "gas", "champion", after=None, limit=10).items
-    assert [(move.previous, move.version) for move in moves] == [(3, 1), (2, 3), (1, 2), (None, 1)]
-    assert moves[0].reason == "smaller is not needed"
-    for move in moves:
-        assert release.alias_at(house.store, "gas", "champion", move.moved_at).version == move.version
-
-
 def test_checkpoints_are_served_sparse_and_dense(house: House) -> None:
     house.create()
     house.grow(2)
@@ -190,4 +174,25 @@ def test_a_version_that_a_running_cycle_made_after_a_rollback_is_not_published(h
     assert house.champion().number == 1
     rest = cycles.list_cycles(house.store, "gas", after=None, limit=10).items
     assert [(c.number, c.state) for c in rest[:2]] == [(4, CycleState.QUEUED), (3, CycleState.SUPERSEDED)]
+    assert history.examine(house.store) == []
+
+
+def test_what_passes_is_proposed_where_the_service_may_not_promote(house: House) -> None:
+    house.create()
+    house.grow(1)
+    promotion.protect(house.store, "gas", "champion", approvals=0, automatic=False, reason="line 3", actor=ACTOR)
+    for number in (2, 3):
+        house.upload(seed=number)
+        ended = house.cycle()
+        assert ended is not None and (ended.state, ended.parent) == (CycleState.PUBLISHED, 1), "from the champion"
+        assert house.champion().number == 1
+    proposals = promotion.list_proposals(house.store, "gas", after=None, limit=5).items
+    assert [(p.version, p.proposed_by, p.reason) for p in proposals] == [
+        (3, "worker:worker-1", "passed its guardrails"),
+        (2, "worker:worker-1", "passed its guardrails"),
+    ]
+    promotion.approve(house.store, "gas", 2, reason="looked at it", actor=Actor("kofi"))
+    assert (house.champion().number, house.champion().megabatches) == (3, 3)
+    with pytest.raises(ProposalClosed, match="was moved since"):
+        promotion.approve(house.store, "gas", 1, reason="late", actor=Actor("kofi"))
     assert history.examine(house.store) == []

@@ -13,7 +13,7 @@ import pytest
 from app.config import Settings
 from app.domain import CHAMPION
 from app.errors import LeaseLost, NotAnAncestor, VersionSwept
-from app.service import history, outcomes, release, retention
+from app.service import history, outcomes, promotion, release, retention
 from app.store.blobs import Blobs
 from app.store.database import Store
 from tests.builders import ACTOR, Clock, claim, make_cycle, make_model, make_version, publish
@@ -237,7 +237,7 @@ def test_what_was_swept_is_gone_and_says_why(store: Store) -> None:
         lambda: release.open_checkpoint(store, "gas", "2", "sparse"),
         lambda: release.open_checkpoint(store, "gas", "2", "dense"),
         lambda: roll_back(store, 2),
-        lambda: release.promote(store, "gas", 2, reason="test", expected_revision=revision, actor=ACTOR),
+        lambda: promotion.promote(store, "gas", 2, reason="test", expected_revision=revision, actor=ACTOR),
     ]
     for ask in asked:
         with pytest.raises(VersionSwept, match="retention keeps the newest 2"):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from app.domain import CycleState, ModelState, Normalisation, Progress
-from app.service import cycles, history, ingest, models, outcomes, release, training
+from app.service import cycles, history, ingest, models, outcomes, promotion, release, training
 from app.service.lease import Running
 from espalier.formats import checkpoint
 from espalier.formats.megabatch import example_ids, is_validation
@@ -51,7 +51,7 @@ def comparable(house: House) -> list[tuple[str, object]]:
     return [(e.kind, e.document["parameters"]) for e in entries if e.kind not in skipped]
 
 
-def expire_leases(house: House) -> None:
+def an_hour_later(house: House) -> None:
     clock = house.store.clock
     house.store.clock = lambda: clock() + timedelta(hours=1)
 
@@ -99,8 +99,7 @@ def test_a_killed_cycle_goes_on_and_ends_with_the_same_bits(house: House, second
     with pytest.raises(Killed):
         house.cycle()
     assert house.cycle() is None, "the lease still holds"
-    expire_leases(house)
-    outcomes.reclaim(house.store, house.settings, ACTOR)
+    outcomes.reclaim(house.store, house.settings, ACTOR, list)
     house.running = Running("second")
     ended = house.cycle()
     assert ended is not None
@@ -138,8 +137,7 @@ def test_a_worker_that_lost_its_lease_publishes_nothing(house: House) -> None:
             super().at(progress)
             if not self.stalled:
                 self.stalled = True
-                expire_leases(house)
-                outcomes.reclaim(house.store, house.settings, ACTOR)
+                outcomes.reclaim(house.store, house.settings, ACTOR, list)
                 other = training.run_next_cycle(
                     house.store, house.settings, running=Running("other"), device=torch.device("cpu")
                 )
@@ -193,8 +191,7 @@ def test_a_cycle_that_kills_its_workers_is_given_up(house: House) -> None:
         house.running = DiesAt(f"doomed-{attempt}", 1)
         with pytest.raises(Killed):
             house.cycle()
-        expire_leases(house)
-        outcomes.reclaim(house.store, house.settings, ACTOR)
+        outcomes.reclaim(house.store, house.settings, ACTOR, list)
     assert cycles.get_cycle(house.store, "gas", 1).state is CycleState.FAILED
     assert models.describe_model(house.store, "gas").model.state is ModelState.PAUSED
 
@@ -236,8 +233,7 @@ def test_a_lost_snapshot_only_costs_time(house: House) -> None:
     house.running = DiesAt("doomed", 8)
     with pytest.raises(Killed):
         house.cycle()
-    expire_leases(house)
-    outcomes.reclaim(house.store, house.settings, ACTOR)
+    outcomes.reclaim(house.store, house.settings, ACTOR, list)
     with house.store.reading() as tx:
         named = tx.ledger.references(
             [f"sha256:{p.parent.name}{p.name}" for p in house.store.blobs.root.glob("sha256/??/*")]
@@ -275,7 +271,7 @@ def test_a_withheld_version_is_kept_and_its_megabatch_stays_eligible(house: Hous
     assert not version.verdict.passed
     assert "0.78" in " ".join(version.verdict.reasons)
     assert cycles.request_cycle(house.store, "gas", reason="again", actor=ACTOR).through == 1
-    release.promote(house.store, "gas", 1, reason="good enough", expected_revision=0, actor=ACTOR)
+    promotion.promote(house.store, "gas", 1, reason="good enough", override=True, expected_revision=0, actor=ACTOR)
     assert house.champion().number == 1
     assert "guardrail.overridden" in house.kinds()
 
@@ -295,7 +291,7 @@ def test_orphans_are_swept_after_their_grace_and_nothing_else(house: House) -> N
     orphan = house.store.blobs.put(b"nobody names me")
     settings = house.settings
     assert outcomes.sweep(house.store, settings, ACTOR) == 0
-    expire_leases(house)
+    an_hour_later(house)
     later = settings.model_copy(update={"orphan_grace_seconds": 60.0})
     assert outcomes.sweep(house.store, later, ACTOR) >= 1
     assert not house.store.blobs.has(orphan)

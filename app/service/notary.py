@@ -1,0 +1,243 @@
+"""The notary: signs the log's head, and never two heads that contradict each other.
+
+Knows: what was signed last, and what may be signed next. Must never know: HTTP, or what entries mean.
+
+Laws:
+    * Only a committed head is signed, and what is signed is stored before anybody sees it: in the database, and in a
+      file beside the blobs.
+    * The next checkpoint continues the last one: the root at the last one's size, recomputed from the entries, is the
+      one that was signed. A log that is shorter than what was signed, as after an older backup, or that was rewritten,
+      is not signed (``LogBehind``) until a new epoch is begun, which the log itself records.
+    * While nothing was appended, nothing is signed or written.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+from app import crash
+from app.config import Settings
+from app.domain import Actor, LogHead
+from app.errors import Conflict, Fault, LogBehind, StorageFull, StoreBusy
+from app.store.database import Store, Transaction
+from app.store.signing import SigningFiles
+from espalier.errors import ProofRejected
+from espalier.formats.note import LogCheckpoint, SignerKey, VerifierKey, opened, sign
+
+ACTOR = Actor("notary")
+
+_EPOCH = "/epoch-"
+
+
+class Notary:
+    """Signs for one deployment; each process has its own."""
+
+    def __init__(self, store: Store, settings: Settings) -> None:
+        self._store = store
+        self._name = settings.log_name
+        self._files = SigningFiles(settings.data_dir / "log", settings.log_keys)
+
+    # -- signing -------------------------------------------------------------------------------------------------------
+
+    def checkpoint(self) -> str:
+        """The signed note of the present head.
+
+        Where it cannot be stored, because a disk is full or the database is busy, the last one that was.
+
+        Raises:
+            LogBehind: the database is older than what was signed, or was rewritten; with the remedy.
+            Fault: the signing key cannot be used.
+        """
+        signers = self._signers()
+        kept = self._files.kept()
+        try:
+            with self._store.reading() as tx:
+                head = tx.audit.head()
+            if kept is not None and _says(kept, signers, head):
+                return kept
+            with self._files.alone():
+                return self._sign(signers)
+        except (StorageFull, StoreBusy):
+            if kept is None:
+                raise
+            self._opened(kept, signers)
+            return kept
+
+    def _sign(self, signers: Sequence[SignerKey]) -> str:
+        """Sign the present head, as the only process of this machine that does."""
+        with self._store.reading() as tx:
+            head = tx.audit.head()
+            kept = self._files.kept()
+            if kept is not None and _says(kept, signers, head):
+                return kept
+            self._expect_continuation(tx, head, signers, kept)
+        note = sign(_body(signers[0], head), signers)
+        crash.point("notary.signed")
+        with self._store.transaction(ACTOR) as tx:
+            tx.audit.keep_checkpoint(head, note)
+        crash.point("notary.stored")
+        self._files.keep(note)
+        crash.point("notary.filed")
+        return note
+
+    def _expect_continuation(
+        self, tx: Transaction, head: LogHead, signers: Sequence[SignerKey], kept: str | None
+    ) -> None:
+        last = tx.audit.last_checkpoint()
+        if kept is not None:
+            _expect(tx, head, self._opened(kept, signers), "the file beside the blobs")
+        if last is not None:
+            said = LogCheckpoint(_origin(signers[0], last.head.epoch), last.head.size, bytes.fromhex(last.head.root))
+            _expect(tx, head, said, "the database")
+
+    def _opened(self, note: str, signers: Sequence[SignerKey]) -> LogCheckpoint:
+        try:
+            return opened(note, [signer.verifier for signer in signers])
+        except ProofRejected as error:
+            raise Fault(
+                f"the last signed checkpoint of this machine does not hold ({error}): restore it, and the key, from a "
+                "backup"
+            ) from error
+
+    def sign(self, payload: bytes) -> list[tuple[VerifierKey, bytes]]:
+        """Signatures over bytes, by each key; the caller sees to it that they can be taken for nothing else."""
+        return [(signer.verifier, signer.sign_bytes(payload)) for signer in self._signers()]
+
+    # -- keys ----------------------------------------------------------------------------------------------------------
+
+    def verifier_keys(self) -> list[VerifierKey]:
+        """What readers of the log verify with; the first is the present one."""
+        return [signer.verifier for signer in self._signers()]
+
+    def rotate(self, reason: str, actor: Actor) -> VerifierKey:
+        """Sign with a new key first. The old ones go on signing beside it until they are retired."""
+        old = self._signers()
+        new = SignerKey.generate(old[0].name)
+        with self._files.alone():
+            self._files.write_signers([new, *old])
+            with self._store.transaction(actor) as tx:
+                keys = {"new": new.verifier.text, "beside": [signer.verifier.text for signer in old]}
+                tx.audit.append("log.key-rotated", model=None, reason=reason, parameters=keys)
+        self.checkpoint()
+        return new.verifier
+
+    def retire(self, reason: str, actor: Actor) -> list[VerifierKey]:
+        """Stop signing with all keys but the present one.
+
+        Raises:
+            Conflict: there is no other.
+        """
+        present, *old = self._signers()
+        if not old:
+            raise Conflict("there is one signing key alone: rotate it first")
+        self.checkpoint()  # signed by the present key, too, so that it can be opened by that alone from now on
+        with self._files.alone():
+            self._files.write_signers([present])
+            with self._store.transaction(actor) as tx:
+                keys = {"present": present.verifier.text, "retired": [signer.verifier.text for signer in old]}
+                tx.audit.append("log.key-retired", model=None, reason=reason, parameters=keys)
+        return [signer.verifier for signer in old]
+
+    def _signers(self) -> tuple[SignerKey, ...]:
+        """The keys of this machine; the first one is made when it is first needed."""
+        return self._files.signers() or self._first()
+
+    def _first(self) -> tuple[SignerKey, ...]:
+        with self._files.alone():
+            if found := self._files.signers():
+                return found
+            with self._store.reading() as tx:
+                if tx.audit.last_checkpoint() is not None:
+                    raise Fault(
+                        f"the log was signed before, but its key is not at {self._files.keys}: put its copy there, or "
+                        "set ESPALIER_LOG_KEY_FILE"
+                    )
+            key = SignerKey.generate(self._name or f"espalier-{secrets.token_hex(4)}")
+            self._files.write_signers([key])
+            with self._store.transaction(ACTOR) as tx:
+                tx.audit.append("log.key-created", model=None, parameters={"key": key.verifier.text})
+        return (key,)
+
+    # -- epochs --------------------------------------------------------------------------------------------------------
+
+    def begin_epoch(self, reason: str, actor: Actor) -> LogHead:
+        """Go on from the database as it is, whatever was signed before: the log says what was given up.
+
+        Returns:
+            The head with the entry that says so.
+        """
+        signers = self._signers()
+        with self._files.alone():
+            kept = self._files.kept()
+            given_up = None if kept is None else self._opened(kept, signers)
+            with self._store.transaction(actor) as tx:
+                head = tx.audit.head()
+                epoch = max(head.epoch, _epoch_of(given_up.origin) if given_up else 1) + 1
+                tx.audit.begin_epoch(
+                    epoch,
+                    reason=reason,
+                    parameters={
+                        "epoch": epoch,
+                        "continues": head.size,
+                        "given_up": None if given_up is None else _told(given_up),
+                    },
+                )
+            with self._store.reading() as tx:
+                return tx.audit.head()
+
+
+def _expect(tx: Transaction, head: LogHead, said: LogCheckpoint, where: str) -> None:
+    """Make sure that a log continues a checkpoint.
+
+    Raises:
+        LogBehind: it does not.
+    """
+    epoch = _epoch_of(said.origin)
+    if epoch < head.epoch:
+        return  # given up, and the log says so
+    if epoch > head.epoch or said.size > head.size:
+        raise LogBehind(
+            f"the log has {head.size} entries (epoch {head.epoch}), but {where} holds a signed checkpoint of "
+            f"{said.size} (epoch {epoch}): an older database was put back. Restore a newer one, or run `espalier audit "
+            "new-epoch`"
+        )
+    found = tx.audit.tree().root(said.size)
+    if found != said.root:
+        raise LogBehind(
+            f"the first {said.size} entries of the log hash to {found.hex()}, but {where} holds a signed checkpoint "
+            f"that says {said.root.hex()}: the log was rewritten, or an older database went on without it. Run "
+            "`espalier doctor`; `espalier audit new-epoch` goes on from what is there"
+        )
+
+
+def _says(note: str, signers: Sequence[SignerKey], head: LogHead) -> bool:
+    """Whether a note is that of this head, signed by every key."""
+    return note.startswith(f"{_body(signers[0], head)}\n") and all(
+        f"— {signer.name} " in note and _signed_by(note, signer) for signer in signers
+    )
+
+
+def _signed_by(note: str, signer: SignerKey) -> bool:
+    try:
+        opened(note, [signer.verifier])
+    except ProofRejected:
+        return False
+    return True
+
+
+def _body(signer: SignerKey, head: LogHead) -> str:
+    return LogCheckpoint(_origin(signer, head.epoch), head.size, bytes.fromhex(head.root)).body()
+
+
+def _origin(signer: SignerKey, epoch: int) -> str:
+    return signer.name if epoch == 1 else f"{signer.name}{_EPOCH}{epoch}"
+
+
+def _epoch_of(origin: str) -> int:
+    _, found, number = origin.rpartition(_EPOCH)
+    return int(number) if found and number.isdecimal() else 1
+
+
+def _told(given_up: LogCheckpoint) -> dict[str, object]:
+    return {"origin": given_up.origin, "size": given_up.size, "root": given_up.root.hex()}
