@@ -19,18 +19,39 @@ from starlette.requests import ClientDisconnect
 from app import __version__
 from app.api.broadcast import Broadcast
 from app.api.declared import Application
+from app.api.guard import Guard
 from app.api.idempotency import Idempotency
 from app.api.leaving import on_leaving
 from app.api.middleware import Edge
+from app.api.origins import Hosts
 from app.api.polling import Polls
 from app.api.problems import on_error
-from app.api.routes import aliases, audit, cycles, evaluation, events, health, megabatches, models, uploads, versions
+from app.api.routes import (
+    aliases,
+    audit,
+    custody,
+    cycles,
+    decisions,
+    evaluation,
+    events,
+    health,
+    keys,
+    megabatches,
+    models,
+    promotion,
+    sessions,
+    uploads,
+    versions,
+)
 from app.api.settling import Settling
 from app.api.wire import SHORTCUT, Shortcut
 from app.config import Settings
 from app.errors import EspalierError
 from app.intake import sandbox
+from app.service.access import keys_exist
 from app.service.feed import Feed
+from app.service.keyring import Keyring
+from app.service.notary import Notary
 from app.service.opening import open_store
 from app.store.database import Store
 
@@ -40,7 +61,10 @@ _TAGS = [
     {"name": "cycles", "description": "Attempts to prune, retrain and judge."},
     {"name": "versions", "description": "Results: look at, download, promote, roll back."},
     {"name": "aliases", "description": "Movable names of versions."},
+    {"name": "custody", "description": "Which data went into which version, and which answers differ between two."},
+    {"name": "decisions", "description": "What clients decided with which version."},
     {"name": "audit", "description": "What was done, by whom, and whether the log still holds."},
+    {"name": "keys", "description": "Who may do what; signing in with a browser."},
     {"name": "events", "description": "What happens, as it happens."},
     {"name": "health", "description": "For whoever runs the service."},
 ]
@@ -50,14 +74,17 @@ def create_app(settings: Settings) -> FastAPI:
     """The HTTP API of one deployment.
 
     Raises:
-        ValueError: an address that other machines reach, without a key.
+        ValueError: an address that other machines reach, without a key; or a route without a scope.
     """
-    if settings.api_key is None and not settings.loopback:
+    if settings.api_key is None and not settings.loopback and not keys_exist(settings):
         raise ValueError(
-            f"refusing to listen on {settings.host} without a key: "
+            f"refusing to listen on {settings.host} without a key: make one with `espalier admin-key`, "
             "set ESPALIER_API_KEY, or listen on 127.0.0.1 (ESPALIER_HOST)"
         )
-    nouns = (models, megabatches, uploads, evaluation, cycles, versions, aliases, audit, events, health)
+    nouns = (
+        *(models, megabatches, uploads, evaluation, cycles, versions, promotion, aliases, audit, events),
+        *(custody, decisions, keys, sessions, health),
+    )
     routers = [noun.router for noun in nouns]
     routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
     app = Application(
@@ -77,14 +104,16 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.polls = Polls(most=settings.polled_addresses, longest_wait=settings.longest_wait_seconds)
     app.state.broadcast = Broadcast()
-    app.add_middleware(Idempotency)
-    app.add_middleware(Edge, settings=settings, polls=app.state.polls)
+    app.state.keyring = Keyring(settings)
     for router in routers:
         app.include_router(router)
     headed = {route.path for route in routes if "HEAD" in (route.methods or ())}
     for route in routes:
         if "GET" in (route.methods or ()) and route.path not in headed:
             _answer_head(app, route)
+    app.add_middleware(Idempotency)
+    guard = Guard(app.routes)
+    app.add_middleware(Edge, settings=settings, polls=app.state.polls, keyring=app.state.keyring, guard=guard)
     app.add_exception_handler(405, _method_not_allowed(routes))
     return app
 
@@ -96,22 +125,28 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, object]]:
     try:
         store.check_schema()
         app.state.store = store
+        app.state.notary = Notary(store, settings)
         app.state.decoding = anyio.CapacityLimiter(max(2, os.cpu_count() or 1))
         app.state.settling = Settling(store, settings, app.state.decoding)
-        with sandbox.spare(), _keeping_up(app.state.polls, app.state.broadcast, store, settings):
-            yield {SHORTCUT: Shortcut(settings, app.state.polls)}
+        with sandbox.spare(), _keeping_up(app, store, settings):
+            yield {SHORTCUT: Shortcut(app.state.polls, app.state.keyring, Hosts(settings.host))}
             await app.state.settling.close()
     finally:
         store.dispose()
 
 
 @contextmanager
-def _keeping_up(polls: Polls, broadcast: Broadcast, store: Store, settings: Settings) -> Iterator[None]:
+def _keeping_up(app: FastAPI, store: Store, settings: Settings) -> Iterator[None]:
     """Follow the log; when the process is asked to stop, nothing may wait for it any more."""
-    feed = Feed(store, (polls, broadcast), every=settings.refresh_seconds)
+    keyring: Keyring = app.state.keyring
+    polls: Polls = app.state.polls
+    broadcast: Broadcast = app.state.broadcast
+    # Whose key was revoked must be known before anybody is told anything.
+    feed = Feed(store, (keyring, polls, broadcast), every=settings.refresh_seconds)
+    keyring.start(store, feed)
     polls.start(feed)
     broadcast.start(feed.seen)
-    with feed.running(), on_leaving(polls.leave, broadcast.leave):
+    with feed.running(), keyring.running(), on_leaving(polls.leave, broadcast.leave):
         yield
 
 

@@ -7,6 +7,7 @@ Laws:
     * A stream holds every entry that it asked for once, in the log's order, from where it began until it ends.
     * A stream that does not keep up is ended; its caller comes back with ``Last-Event-ID`` and misses nothing.
     * A stream that waits holds a task, not a thread, and no database connection.
+    * A stream whose key is revoked or expires is told nothing more, and is ended.
     * All are ended when the service is left.
 """
 
@@ -18,12 +19,15 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from app.api.guard import stands
 from app.domain import AuditEntry
+from app.service.keyring import REVOKED
 
 HEARTBEAT_SECONDS = 15.0
 """A stream that is silent for this long says so, for proxies that cut what is silent."""
@@ -37,12 +41,15 @@ _BEAT = b":\n\n"
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which entries a stream is about: of one model or all, of some kinds or all."""
+    """Which entries a stream is about: of one model or all, of some kinds or all, and of what the caller may see."""
 
     model: str | None = None
     kinds: frozenset[str] = frozenset()
+    seen: frozenset[str] | None = None
 
     def __contains__(self, entry: AuditEntry) -> bool:
+        if self.seen is not None and entry.model not in self.seen:
+            return False
         return self.model in (None, entry.model) and (not self.kinds or entry.kind in self.kinds)
 
 
@@ -51,17 +58,18 @@ class Stream:
 
     Attributes:
         after: number of the last entry that it was told, or has no use for.
+        stands: whether its caller may still see it.
     """
 
-    def __init__(self, wanted: Wanted, after: int) -> None:
-        self.wanted, self.after = wanted, after
+    def __init__(self, wanted: Wanted, after: int, stands: Callable[[], bool]) -> None:
+        self.wanted, self.after, self.stands = wanted, after, stands
         self.ended = False
         self._waiting: deque[bytes] = deque()
         self._ready = asyncio.Event()
 
     def put(self, chunk: bytes) -> None:
         """Give it something to send; one that is too far behind is ended instead."""
-        if len(self._waiting) >= MOST_WAITING:
+        if len(self._waiting) >= MOST_WAITING or not self.stands():
             self.end()
         elif not self.ended:
             self._waiting.append(chunk)
@@ -120,9 +128,9 @@ class Broadcast:
             self._loop.call_soon_threadsafe(self._end_all)
 
     @contextmanager
-    def listening(self, wanted: Wanted, after: int) -> Iterator[tuple[Stream, int]]:
+    def listening(self, wanted: Wanted, after: int, stands: Callable[[], bool]) -> Iterator[tuple[Stream, int]]:
         """A stream of what comes, and the number of the last entry that came before it."""
-        stream = Stream(wanted, after)
+        stream = Stream(wanted, after, stands)
         if self._leaving:
             stream.end()
         self._streams.add(stream)
@@ -134,13 +142,21 @@ class Broadcast:
     def _publish(self, entries: Sequence[AuditEntry]) -> None:
         for entry in entries:
             self._seen = entry.seq
+            if entry.kind == REVOKED:
+                self._end_revoked()
             streams = [stream for stream in self._streams if entry in stream.wanted and entry.seq > stream.after]
             if streams:
                 event = spelled(entry)
                 for stream in streams:
                     stream.put(event)
 
+    def _end_revoked(self) -> None:
+        for stream in self._streams:
+            if not stream.stands():
+                stream.end()
+
     def _beat_all(self) -> None:
+        self._end_revoked()
         for stream in self._streams:
             stream.beat()
         if self._loop is not None and not self._leaving:
@@ -176,7 +192,8 @@ class EventStream(Response):
         """Send it, until the caller goes away, falls behind, or the service is left."""
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         if scope["method"] != "HEAD":
-            with self._broadcast.listening(self._wanted, self._after) as (stream, seen):
+            still = partial(stands, scope)
+            with self._broadcast.listening(self._wanted, self._after, still) as (stream, seen):
                 caller = asyncio.ensure_future(_gone(receive, stream))
                 try:
                     # An event without data is no event, but what it says of its number counts.

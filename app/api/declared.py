@@ -28,7 +28,10 @@ Responses = dict[int | str, dict[str, Any]]
 JSON_BODY = (MALFORMED_JSON, BODY_TOO_LARGE, UNSUPPORTED_MEDIA)
 """What may be wrong with any JSON body."""
 
-_ALWAYS: tuple[type[errors.EspalierError] | Kind, ...] = (INVALID_REQUEST, errors.KeyRequired, errors.StoreBusy)
+_ALWAYS: tuple[type[errors.EspalierError] | Kind, ...] = (
+    *(INVALID_REQUEST, errors.KeyRequired, errors.ScopeMissing, errors.OtherModel),
+    *(errors.TooManyRequests, errors.StoreBusy),
+)
 _COMPONENTS = "#/components/schemas/"
 
 
@@ -70,16 +73,22 @@ UPLOAD_BODY: dict[str, Any] = {
 
 
 class Application(FastAPI):
-    """FastAPI, whose document also holds the problem, the recipe and the key."""
+    """FastAPI, whose document also holds the problem, the recipe, and how a caller shows who they are."""
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document."""
         document = super().openapi()
         components = document.setdefault("components", {})
         components["securitySchemes"] = {
-            "key": {"type": "http", "scheme": "bearer", "description": "The service's key, where one is configured."}
+            "key": {"type": "http", "scheme": "bearer", "description": "A key, unless the service is open."},
+            "session": {
+                "type": "apiKey",
+                "in": "cookie",
+                "name": "espalier-session",
+                "description": "A browser's session, from `POST /v1/session`.",
+            },
         }
-        document["security"] = [{"key": []}, {}]
+        document["security"] = [{"key": []}, {"session": []}, {}]
         for schema in (Problem, Recipe):
             mode = "serialization" if schema is Problem else "validation"
             # mode is one of the two literals that pydantic takes; mypy widens it to str.

@@ -9,7 +9,8 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
 from typing import Annotated
 
 from fastapi import Depends, Header, Path, Query, Request
@@ -17,10 +18,13 @@ from fastapi import Depends, Header, Path, Query, Request
 from app.api.broadcast import Broadcast
 from app.api.polling import Polls
 from app.api.problems import MALFORMED_HEADER, REQUEST_ID, HttpProblem
+from app.api.scopes import CALLER
 from app.config import Settings
-from app.domain import Actor
+from app.domain import Actor, Caller
 from app.errors import InvalidCursor, PreconditionMissing
+from app.service.keyring import Keyring
 from app.service.models import ModelSummary, describe_model
+from app.service.notary import Notary
 from app.store.database import Store
 
 ACTOR = "espalier.actor"
@@ -72,6 +76,18 @@ def get_actor(request: Request) -> Actor:
     return Actor(request.scope[ACTOR], request.scope[REQUEST_ID])
 
 
+def get_caller(request: Request) -> Caller:
+    """Who asks, and what their key allows, as the edge checked it."""
+    caller: Caller = request.scope[CALLER]
+    return caller
+
+
+def get_keyring(request: Request) -> Keyring:
+    """The keys, as this process knows them."""
+    keyring: Keyring = request.app.state.keyring
+    return keyring
+
+
 def get_polls(request: Request) -> Polls:
     """What this process answers from memory."""
     polls: Polls = request.app.state.polls
@@ -84,11 +100,27 @@ def get_broadcast(request: Request) -> Broadcast:
     return broadcast
 
 
+def get_notary(request: Request) -> Notary:
+    """Who signs the log in this process."""
+    notary: Notary = request.app.state.notary
+    return notary
+
+
+async def until_sent() -> AsyncIterator[ExitStack]:
+    """What is entered here ends when the answer was sent, or could not be."""
+    with ExitStack() as stack:  # no thread for it: almost always there is nothing to end
+        yield stack
+
+
 StoreDep = Annotated[Store, Depends(get_store)]
 PollsDep = Annotated[Polls, Depends(get_polls)]
 BroadcastDep = Annotated[Broadcast, Depends(get_broadcast)]
+NotaryDep = Annotated[Notary, Depends(get_notary)]
 SettingsDep = Annotated[Settings, Depends(get_settings)]
 ActorDep = Annotated[Actor, Depends(get_actor)]
+CallerDep = Annotated[Caller, Depends(get_caller)]
+KeyringDep = Annotated[Keyring, Depends(get_keyring)]
+UntilSent = Annotated[ExitStack, Depends(until_sent)]
 
 
 def told(polls: PollsDep) -> Iterator[None]:

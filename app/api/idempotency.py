@@ -8,6 +8,7 @@ Laws:
     * The same actor, key and content: the first answer, with ``Idempotency-Replayed: true``. Other content: 422. The
       first one still runs: 409.
     * Only successes are kept. A refusal changed nothing, so the same key may be sent again with better content.
+    * An answer that holds a secret is not kept: its route says so by ``TOLD_ONCE`` in the scope.
     * A body of any size passes through as a stream; it is held only if it is JSON, which is small.
 """
 
@@ -17,6 +18,7 @@ import asyncio
 import base64
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
@@ -39,6 +41,10 @@ from app.service import replays
 from app.store.database import Store
 from app.store.replays import Replay
 
+TOLD_ONCE = "espalier.told-once"
+"""Where a route says, in an ASGI scope, that its answer must be told once and kept nowhere."""
+
+_log = logging.getLogger("app.api")
 _LONGEST = 255
 _KEPT_HEADERS = frozenset({"content-type", "location", "etag", "espalier-megabatch", "upload-offset"})
 _MEANT = ("if-match", "prefer", "upload-length", "upload-metadata", "upload-complete", "upload-defer-length")
@@ -76,13 +82,13 @@ class Idempotency:
         kept = False
         try:
             await self.app(scope, receive if body is None else _resent(body, receive), recorded)
-            if recorded.answer is not None:
+            if recorded.answer is not None and not scope.get(TOLD_ONCE):
                 await self._keep(store, key, scope, recorded.answer, body, actor)
                 kept = True
         finally:
             renewing.cancel()
             if not kept:
-                await asyncio.shield(run_in_threadpool(partial(replays.release, store, key, actor=actor)))
+                await asyncio.shield(_give_back(store, key, actor))
         await recorded.flush()
 
     async def _keep(
@@ -208,6 +214,16 @@ def _resent(body: bytes, receive: Receive) -> Receive:
         return waiting.pop() if waiting else await receive()
 
     return again
+
+
+async def _give_back(store: Store, key: str, actor: Actor) -> None:
+    """Free a key. The answer may have gone out already, and nothing that happens now may cut its connection: a key
+    that cannot be freed, as when the database is away, is free when its claim has run out.
+    """
+    try:
+        await run_in_threadpool(partial(replays.release, store, key, actor=actor))
+    except EspalierError as error:
+        _log.warning("an idempotency key is in use for another %.0f s: %s", replays.CLAIM_SECONDS, error)
 
 
 async def _renew(store: Store, key: str, actor: Actor) -> None:

@@ -1,11 +1,13 @@
 """The edge: what every request passes, whatever its path and method.
 
-Knows: request ids, the deployment's key, the access log, who answers from memory, and the last resort when something
-unforeseen is raised. Must never know: any route; a route that somebody adds is behind the key without asking for it.
+Knows: request ids, what a request shows of who sent it, the access log, who answers from memory, and the last resort
+when something unforeseen is raised. Must never know: any route; ``guard`` does, and lets nobody on to one that its
+table does not name.
 
 Laws:
-    * Every answer bears ``X-Request-Id``, and exactly one line of the access log names it.
-    * With a key configured, only ``OPEN_PATHS`` and OPTIONS answer without it.
+    * Every answer bears ``X-Request-Id`` and the headers of ``headers``, and exactly one line of the access log names
+      it. No line holds a key.
+    * Who asks is settled before a byte of the body is read: 401 without a key that stands, 403 without the right one.
 """
 
 from __future__ import annotations
@@ -16,18 +18,29 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
-from starlette.requests import ClientDisconnect
+from fastapi.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect, cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.dependencies import ACTOR
+from app.api.guard import Guard, Place, asks_upload, check_model, check_scope
+from app.api.headers import hardened, is_https
+from app.api.origins import Hosts, expect_own_origin, refuse_other_origin
 from app.api.polling import Polls
-from app.api.problems import CROSS_ORIGIN, REQUEST_ID, HttpProblem, problem_response
+from app.api.problems import REQUEST_ID, problem_response
+from app.api.scopes import CALLER, NEEDS
 from app.config import Settings
-from app.service.access import check_key
+from app.domain import Caller
+from app.service.access import session_of
+from app.service.credentials import redacted, spellings
+from app.service.keyring import Keyring
+from app.service.uploads import get_upload
+from app.store.database import Store
 
-OPEN_PATHS = frozenset({"/livez", "/readyz"})
+COOKIE = "espalier-session"
+ANONYMOUS = Caller("anonymous", frozenset())
 
 _SAFE = frozenset({"GET", "HEAD"})
 _SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
@@ -40,15 +53,21 @@ _log = logging.getLogger("app.api")
 class Edge:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, polls: Polls) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, polls: Polls, keyring: Keyring, guard: Guard) -> None:
         self.app = app
-        self.settings = settings
         self.polls = polls
+        self.keyring = keyring
+        self.guard = guard
+        self.hosts = Hosts(settings.host)
+        self.secret = spellings(settings.api_key)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Name, admit, pass on, log."""
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
+            return
+        if scope["type"] != "http":  # there are no routes of any other kind, and none may come past the keys
+            await send({"type": "websocket.close", "code": 1008})
             return
         headers = first_of_each(scope["headers"])
         request_id = scope[REQUEST_ID] = request_id_of(headers)
@@ -58,11 +77,13 @@ class Edge:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+                kept = hardened(message.get("headers", ()), is_https(scope, headers))
+                message["headers"] = [*kept, (b"x-request-id", request_id.encode())]
             await send(message)
 
         try:
-            scope[ACTOR] = self._admit(scope, headers)
+            caller = scope[CALLER] = await self._admit(scope, headers)
+            scope[ACTOR] = caller.name
             await (self.polls.find(scope) or self.app)(scope, receive, send_named)
         except Exception as error:
             if (
@@ -74,32 +95,52 @@ class Edge:
             await problem_response(error, request_id)(scope, receive, send_named)
         finally:
             if logs_access():
-                log_access(scope["method"], quote(scope["path"]), status, time.perf_counter() - began, request_id)
+                path = redacted(quote(scope["path"]), self.secret)
+                log_access(scope["method"], path, status, time.perf_counter() - began, request_id)
 
-    def _admit(self, scope: Scope, headers: Mapping[bytes, bytes]) -> str:
-        """The actor's name.
+    async def _admit(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Caller:
+        """Who asks, once it is clear that they may.
 
         Raises:
-            KeyRequired: a key is configured and the request does not carry it.
-            HttpProblem: 403, a web page of another origin tries to change something on an open service.
+            KeyRequired, ScopeMissing, OtherModel, TooManyRequests: they may not.
+            StoreBusy: nobody can tell now.
+            HttpProblem: 403 or 421, a page of another origin, or under another name, tries to use what is open here.
         """
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        if path in OPEN_PATHS or scope["method"] == "OPTIONS":
-            return "anonymous"
-        name = check_key(self.settings.api_key, presented_key(headers))
-        if self.settings.api_key is None and scope["method"] not in _SAFE:
-            _refuse_other_origin(headers)
-        return name
+        place = self.guard.place(scope)
+        scope[NEEDS] = place.needs
+        changes = scope["method"] not in _SAFE
+        if place.needs is None:
+            if changes:
+                refuse_other_origin(headers)
+            return ANONYMOUS
+        presented = presented_key(headers)
+        if not self.keyring.ready(presented, address_of(scope)):
+            await run_in_threadpool(self.keyring.refresh)
+        if self.keyring.open:
+            self.hosts.expect(headers.get(b"host"))
+            if changes:
+                refuse_other_origin(headers)
+        caller = await self._caller(scope, headers, presented, changes)
+        check_scope(place, caller)
+        check_model(place, caller, await self._model_of(scope, place) if asks_upload(place, caller) else place.model)
+        return caller
 
+    async def _caller(
+        self, scope: Scope, headers: Mapping[bytes, bytes], presented: str | None, changes: bool
+    ) -> Caller:
+        session = None if presented is not None or self.keyring.open else presented_session(headers)
+        if session is None:
+            return self.keyring.admit(presented, address_of(scope))
+        store: Store = scope["app"].state.store
+        caller = await run_in_threadpool(session_of, store, self.keyring, session)
+        if changes:
+            expect_own_origin(headers)
+        return caller
 
-def _refuse_other_origin(headers: Mapping[bytes, bytes]) -> None:
-    """The one way into an open service for strangers is a browser on the same machine: other origins may not write."""
-    origin = headers.get(b"origin")
-    if origin is not None and urlsplit(origin.decode("latin-1")).netloc != headers.get(b"host", b"").decode("latin-1"):
-        raise HttpProblem(
-            CROSS_ORIGIN,
-            "a page of another origin may not change anything on a service without a key: set ESPALIER_API_KEY",
-        )
+    async def _model_of(self, scope: Scope, place: Place) -> str:
+        store: Store = scope["app"].state.store
+        found = await run_in_threadpool(get_upload, store, place.upload or "")
+        return found.model
 
 
 def first_of_each(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
@@ -111,6 +152,18 @@ def presented_key(headers: Mapping[bytes, bytes]) -> str | None:
     """The key that a request carries."""
     scheme, _, presented = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
     return presented.strip() if scheme.lower() == "bearer" else None
+
+
+def presented_session(headers: Mapping[bytes, bytes]) -> str | None:
+    """The session that a browser brings along."""
+    cookies = headers.get(b"cookie")
+    return None if cookies is None else cookie_parser(cookies.decode("latin-1")).get(COOKIE)
+
+
+def address_of(scope: Scope) -> str:
+    """The address that a request comes from; of a proxy's clients, where the server trusts the proxy."""
+    client = scope.get("client")
+    return str(client[0]) if client else ""
 
 
 def request_id_of(headers: Mapping[bytes, bytes]) -> str:

@@ -27,8 +27,11 @@ from fastapi import Request
 from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from app.api.guard import expect_standing
 from app.api.representations import Representation
+from app.api.scopes import NEEDS
 from app.domain import AuditEntry
+from app.domain import Scope as KeyScope
 from app.errors import StoreBusy
 
 TRUSTED_SECONDS = 2.0
@@ -56,7 +59,8 @@ class Entry:
     """One address.
 
     Attributes:
-        model: whose changes concern it.
+        model: whose changes concern it; a key must be for it.
+        needs: the scope that a key must have.
         load: reads it from the database, as its route does.
         follows: whether it can come to mean something else; what cannot is forgotten with any change, not read anew.
         now: what it answers; None when memory lost it.
@@ -65,6 +69,7 @@ class Entry:
     """
 
     model: str
+    needs: KeyScope
     load: Callable[[], Representation]
     follows: bool
     now: Representation | None = None
@@ -120,10 +125,10 @@ class Polls:
         now = self._answer_of(entry)
         return None if now is None else Polled(self, entry, now)
 
-    def at(self, path: str) -> Representation | None:
+    def at(self, path: str) -> Entry | None:
         """What is answered at this address from memory, if anything is."""
         entry = self._entries.get(path)
-        return None if entry is None else self._answer_of(entry)
+        return None if entry is None or self._answer_of(entry) is None else entry
 
     def _answer_of(self, entry: Entry) -> Representation | None:
         entry.asked = True
@@ -145,9 +150,10 @@ class Polls:
         """
         changes = self._changes
         now = load()
-        if request.scope["query_string"] or not self.trusted:
+        needs = request.scope.get(NEEDS)
+        if request.scope["query_string"] or not self.trusted or not isinstance(needs, KeyScope):
             return now.answer(request)
-        entry = self._remember(request.scope["path"], Entry(model, load, follows), now, changes)
+        entry = self._remember(request.scope["path"], Entry(model, needs, load, follows), now, changes)
         return now.answer(request) if entry is None else Polled(self, entry, now)
 
     async def moved(self, entry: Entry, seconds: int, receive: Receive) -> bool:
@@ -267,6 +273,7 @@ class Polled(Response):
 
         Raises:
             StoreBusy: the wait is over, and the database could not be looked at meanwhile.
+            KeyRequired: the caller's key ended while they waited.
         """
         held = prefer = b""
         for name, value in scope["headers"]:
@@ -280,6 +287,7 @@ class Polled(Response):
         if seconds and unchanged:
             if not await self._polls.moved(self._entry, seconds, receive):
                 return
+            expect_standing(scope)
             now = self._polls.present(self._entry)
             unchanged = now.is_held(held)
         headers = [*(now.unchanged if unchanged else now.whole)]

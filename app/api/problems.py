@@ -62,15 +62,19 @@ TABLE: dict[type[errors.EspalierError], Kind] = {
     errors.LengthMismatch: Kind(400, "length-mismatch", "The upload does not have the declared length"),
     errors.ChecksumMismatch: Kind(460, "checksum-mismatch", "The part does not have its checksum"),
     errors.KeyReused: Kind(422, "idempotency-key-reused", "The idempotency key came with other content before"),
+    errors.InvalidStamp: Kind(422, "invalid-stamp", "A decision is stamped with no version of this model"),
     errors.NotAnAncestor: Kind(422, "not-an-ancestor", "The champion does not descend from this version"),
     errors.UnknownModel: Kind(404, "unknown-model", "No such model"),
     errors.UnknownMegabatch: Kind(404, "unknown-megabatch", "No such megabatch"),
     errors.UnknownEvaluationSet: Kind(404, "unknown-evaluation-set", "The model has no evaluation set"),
     errors.UnknownCycle: Kind(404, "unknown-cycle", "No such cycle"),
     errors.UnknownVersion: Kind(404, "unknown-version", "No such version"),
+    errors.NotRecorded: Kind(404, "not-recorded", "This was not written down for the version"),
     errors.VersionSwept: Kind(410, "version-swept", "The version's bytes were removed"),
     errors.UnknownAlias: Kind(404, "unknown-alias", "No such alias"),
+    errors.UnknownProposal: Kind(404, "unknown-proposal", "No such proposal"),
     errors.UnknownEntry: Kind(404, "unknown-entry", "No such audit entry"),
+    errors.UnknownKey: Kind(404, "unknown-key", "No such key"),
     errors.UnknownUpload: Kind(404, "unknown-upload", "No such upload"),
     errors.UploadExpired: Kind(410, "upload-expired", "The upload has expired"),
     errors.OffsetMismatch: Kind(409, "offset-mismatch", "The upload goes on elsewhere"),
@@ -78,13 +82,21 @@ TABLE: dict[type[errors.EspalierError], Kind] = {
     errors.UploadClosed: Kind(409, "upload-closed", "The upload is complete"),
     errors.KeyInUse: Kind(409, "idempotency-key-in-use", "The first request still runs", {"Retry-After": "1"}),
     errors.ModelExists: Kind(409, "model-exists", "The name is taken"),
+    errors.KeyNameTaken: Kind(409, "key-name-taken", "The name of the key is taken"),
     errors.MegabatchQuarantined: Kind(409, "megabatch-quarantined", "This content is quarantined"),
+    errors.MegabatchErased: Kind(409, "megabatch-erased", "This content was erased"),
+    errors.EvaluationEmptied: Kind(409, "evaluation-emptied", "The evaluation set would be empty"),
     errors.InputUnknown: Kind(409, "input-unknown", "The model's input is not known yet"),
     errors.NothingToTrain: Kind(409, "nothing-to-train", "Nothing to train on"),
     errors.ModelPaused: Kind(409, "model-paused", "The model is paused"),
+    errors.VerdictStands: Kind(409, "verdict-stands", "Guardrails withheld this version"),
+    errors.ProposalClosed: Kind(409, "proposal-closed", "The proposal is no longer open"),
     errors.AliasMoved: Kind(412, "alias-moved", "The alias was moved meanwhile"),
     errors.PreconditionMissing: Kind(428, "precondition-missing", "If-Match is missing"),
     errors.LeaseLost: Kind(409, "lease-lost", "The cycle is no longer this worker's"),
+    errors.SelfApproval: Kind(403, "self-approval", "Another person must approve this"),
+    errors.ScopeMissing: Kind(403, "scope-missing", "The key does not allow this"),
+    errors.OtherModel: Kind(403, "other-model", "The key is for other models"),
     errors.KeyRequired: Kind(401, "key-required", "A key is needed", {"WWW-Authenticate": 'Bearer realm="espalier"'}),
     errors.StoreBusy: Kind(503, "store-busy", "The database is busy", {"Retry-After": "1"}),
     errors.StorageFull: Kind(507, "storage-full", "The disk is full"),
@@ -93,6 +105,7 @@ TABLE: dict[type[errors.EspalierError], Kind] = {
     ),
     errors.StorageRefused: Kind(503, "storage-refused", "The bucket of the blobs denies access", {"Retry-After": "60"}),
     errors.TooManyUploads: Kind(429, "too-many-uploads", "Too many uploads are unfinished", {"Retry-After": "10"}),
+    errors.TooManyRequests: Kind(429, "too-many-requests", "Too many requests", {"Retry-After": "1"}),
     errors.TrainingDiverged: Kind(500, "training-diverged", "Training diverged"),
     errors.NetworkUnusable: Kind(500, "network-unusable", "The network cannot be used"),
     errors.UnauditedChange: Kind(500, "unaudited-change", "A change without an audit entry was rolled back"),
@@ -100,6 +113,7 @@ TABLE: dict[type[errors.EspalierError], Kind] = {
     errors.SchemaMismatch: Kind(503, "schema-mismatch", "The database is at another schema", {"Retry-After": "30"}),
     errors.CorruptBlob: Kind(500, "corrupt-blob", "Stored bytes are damaged"),
     errors.MissingBlob: Kind(500, "missing-blob", "Stored bytes are missing"),
+    errors.LogBehind: Kind(503, "log-behind", "The log does not continue what was signed", {"Retry-After": "60"}),
     errors.InvariantBroken: Kind(500, "invariant-broken", "An invariant is broken"),
     # Branches, for an error that has no leaf of its own.
     errors.BadInput: Kind(422, "bad-input", "The request cannot be used"),
@@ -120,6 +134,7 @@ BODY_TOO_LARGE = Kind(413, "body-too-large", "The JSON body is too large")
 UNSUPPORTED_MEDIA = Kind(415, "unsupported-media-type", "The body has another type than expected")
 TOO_SLOW = Kind(408, "upload-stalled", "The upload stalled")
 RANGE = Kind(416, "range-not-satisfiable", "The range lies outside the checkpoint")
+MISDIRECTED = Kind(421, "misdirected", "This service does not answer to that name")
 CROSS_ORIGIN = Kind(403, "cross-origin", "Refused from another origin")
 DISCONNECTED = Kind(400, "client-disconnected", "The client went away")
 
@@ -208,7 +223,7 @@ def _describe(error: Exception) -> _Described:
             return DISCONNECTED, "the connection closed before the body was complete: send it again", (), {}, {}
         case errors.EspalierError():
             kind = kind_of(type(error))
-            return kind, str(error), _own_faults(error), kind.headers, _extension(error)
+            return kind, str(error), _own_faults(error), {**kind.headers, **_pause(error)}, _extension(error)
         case _:
             return INTERNAL, "", (), {}, {}
 
@@ -219,6 +234,10 @@ def _own_faults(error: errors.EspalierError) -> list[dict[str, str]]:
         {"in": "body", "pointer": root + pointer, "detail": message}
         for pointer, message in getattr(error, "errors", ())
     ]
+
+
+def _pause(error: errors.EspalierError) -> dict[str, str]:
+    return {"Retry-After": str(error.seconds)} if isinstance(error, errors.TooManyRequests) else {}
 
 
 def _extension(error: errors.EspalierError) -> dict[str, str]:

@@ -28,7 +28,6 @@ from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
 from app.api.problems import RANGE, HttpProblem
-from app.config import Settings
 from app.domain import Alias, Digest
 from app.errors import CorruptBlob, MissingBlob
 
@@ -108,11 +107,12 @@ def _if_none_match(request: Request) -> str:
     return ", ".join(request.headers.getlist("if-none-match"))
 
 
-def caching(settings: Settings, ref: str, alias: Alias | None = None) -> dict[str, str]:
-    """Numbers never change; what an alias points to must be asked for again every time."""
+def caching(ref: str, alias: Alias | None = None) -> dict[str, str]:
+    """Numbers never change; what an alias points to must be asked for again every time. A cache that several share
+    would give it to whoever has no key.
+    """
     if ref.isdecimal():
-        scope = "public" if settings.api_key is None else "private"
-        return {"Cache-Control": f"{scope}, max-age=31536000, immutable"}
+        return {"Cache-Control": "private, max-age=31536000, immutable"}
     revision = {} if alias is None else {"Espalier-Alias-Revision": str(alias.revision)}
     return {"Cache-Control": "no-cache", **revision}
 
@@ -130,7 +130,14 @@ class CheckpointFile(Response):
     """
 
     def __init__(
-        self, path: Path, digest: Digest, size: int, filename: str, headers: Mapping[str, str], offload: str = ""
+        self,
+        path: Path,
+        digest: Digest,
+        size: int,
+        filename: str,
+        headers: Mapping[str, str],
+        offload: str = "",
+        media: str = "application/octet-stream",
     ) -> None:
         """Nothing is opened yet.
 
@@ -141,6 +148,7 @@ class CheckpointFile(Response):
             filename: what a browser should call it.
             headers: further ones.
             offload: the proxy's own name of the file, for ``X-Accel-Redirect``; empty sends the bytes from here.
+            media: its type.
         """
         named = {
             "Content-Disposition": f'attachment; filename="{filename}"',
@@ -148,7 +156,7 @@ class CheckpointFile(Response):
             "Repr-Digest": structured_digest(digest),
             **headers,
         }
-        super().__init__(headers=named, media_type="application/octet-stream")
+        super().__init__(headers=named, media_type=media)
         self._path, self._digest, self._size, self._offload = path, digest, size, offload
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -17,7 +17,7 @@ from app.config import Settings
 from app.errors import SchemaMismatch
 from tests.api.conftest import House, TestClient, problem
 
-METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "TRACE")
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "TRACE", "OPTIONS")
 KEY = {"Authorization": "Bearer a-long-key"}
 
 
@@ -30,8 +30,8 @@ def addresses(app: FastAPI) -> set[str]:
         waiting += getattr(getattr(route, "original_router", None), "routes", [])
         path = getattr(route, "path", None)
         if path is not None:
-            plain = re.sub(r"\{number\}|\{seq\}", "1", path)
-            found.add(plain.format(model="gas", ref="champion", alias="champion", upload="ab"))
+            plain = re.sub(r"\{(number|seq|level|place:path)\}", "1", path)
+            found.add(plain.format(model="gas", ref="champion", alias="champion", upload="ab", key="line"))
     return found
 
 
@@ -49,7 +49,7 @@ def test_refuses_to_start_on_a_database_without_its_schema(tmp_path: Path) -> No
 
 
 def test_every_address_and_method_needs_the_key(locked_house: House) -> None:
-    paths = addresses(locked_house.app) - {"/livez", "/readyz"}
+    paths = addresses(locked_house.app) - {"/livez", "/readyz", "/v1/session"}
     assert {"/", "/openapi.json", "/v1/models", "/v1/models/gas/versions/champion/checkpoint"} <= paths
     for path in sorted(paths | {"/nowhere", "/v1/models/gas/", "/livez/", "//livez", "/LIVEZ"}):
         for method in METHODS:
@@ -90,7 +90,8 @@ def test_the_key_admits(locked_house: House) -> None:
 def test_health_answers_without_the_key(locked_house: House) -> None:
     assert locked_house.http.get("/livez").json() == {"status": "alive"}
     assert locked_house.http.get("/readyz").json()["status"] == "ready"
-    assert locked_house.http.options("/v1/models").status_code == 405
+    assert locked_house.http.options("/v1/models").status_code == 401
+    assert locked_house.http.options("/v1/models", headers=KEY).status_code == 405
 
 
 def test_a_refused_upload_is_not_read(locked_house: House) -> None:

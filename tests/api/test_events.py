@@ -228,7 +228,7 @@ def test_a_stream_needs_the_key(house: House) -> None:
 
 def test_a_caller_that_goes_away_is_forgotten(house: House, served: Served) -> None:
     with served.connect() as wire:
-        wire.sendall(b"GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n")
+        wire.sendall(b"GET /v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
         until(lambda: streams(served) == 1)
     until(lambda: streams(served) == 0)
 
@@ -249,7 +249,7 @@ def test_who_does_not_read_is_ended_and_not_waited_for(
     monkeypatch.setattr(broadcast, "spelled", lambda entry: b"id: %d\ndata: %s\n\n" % (entry.seq, b"x" * 500_000))
     house.create()
     with served.connect() as stuck:
-        stuck.sendall(b"GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n")
+        stuck.sendall(b"GET /v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
         until(lambda: streams(served) == 1)
         (slow,) = served.app.state.broadcast._streams
         with reading(served) as quick:
@@ -262,7 +262,7 @@ def test_who_does_not_read_is_ended_and_not_waited_for(
 
 def test_a_stream_that_is_too_far_behind_is_ended() -> None:
     async def run() -> None:
-        stream = Stream(Wanted(), 0)
+        stream = Stream(Wanted(), 0, lambda: True)
         for _ in range(broadcast.MOST_WAITING):
             stream.put(b"x")
         assert not stream.ended

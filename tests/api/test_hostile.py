@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,11 @@ import pytest
 from httpx import Response
 
 from app.config import Settings
+from app.domain import Scope
 from app.store.migrate import migrate
 from espalier.formats.megabatch import encode
 from tests.api.conftest import OCTETS, House, content_digest, examples, opened, problem, upload_bytes
+from tests.api.test_scopes import bearer, key_of
 from tests.intake.hostile import Entry, archive, npy, npy_header
 from tests.intake.hostile_images import HOSTILE_IMAGES, colour, folder, saved, tarred, zipped
 from tests.intake.hostile_tables import TABLES, to_parquet
@@ -301,3 +304,54 @@ def test_the_service_still_takes_what_is_sound(shut_house: House) -> None:
     shut_house.create("cropped", input=spec).raise_for_status()
     answer = shut_house.upload(data=tarred(folder(6)), name="cropped", **{"Content-Type": "application/x-tar"})
     assert (answer.json()["shape"], answer.json()["histogram"]) == ([4, 4, 1], {"cat": 3, "dog": 3})
+
+
+# -- who may not -------------------------------------------------------------------------------------------------------
+
+
+def test_nobody_uploads_with_the_wrong_key_or_none(tmp_path: Path) -> None:
+    """Every other route and method is walked in ``test_scopes``: 401 without a key, 403 with one of another scope."""
+    settings = Settings(data_dir=tmp_path / "data")
+    migrate(settings.resolved_database_url)
+    with opened(settings) as house:
+        keys = {scope: key_of(house.store, f"only-{scope.value}", scope) for scope in Scope}
+        admin = bearer(keys[Scope.ADMIN])
+        house.http.post("/v1/models", json={"name": "gas"}, headers=admin).raise_for_status()
+        doors = ("/v1/models/gas/megabatches", "/v1/models/nowhere/megabatches", "/v1/models/gas/uploads")
+        for path in doors:
+            body, before = objects(), house.http.get("/v1/audit/head", headers=admin).json()
+            problem(house.http.post(path, content=body, headers=OCTETS), 401, "key-required")
+            for scope in set(Scope) - {Scope.INGEST, Scope.ADMIN}:
+                headers = {**OCTETS, **bearer(keys[scope])}
+                problem(house.http.post(path, content=body, headers=headers), 403, "scope-missing")
+            assert house.http.get("/v1/audit/head", headers=admin).json() == before
+        assert house.staged() == []
+
+
+HOSTILE_KEYS = [
+    "",
+    " ",
+    "Bearer",
+    "a" * 100_000,
+    "esp_" * 20_000,
+    "\x00",
+    "é",
+    "esp_0000000000000000_\xff",
+    "' OR 1=1 --",
+]
+
+
+@pytest.mark.parametrize("key", HOSTILE_KEYS, ids=range(len(HOSTILE_KEYS)))
+@pytest.mark.parametrize("header", ["Authorization", "Cookie"])
+def test_hostile_keys_are_refused(key: str, header: str, locked_shut: House) -> None:
+    value = f"Bearer {key}" if header == "Authorization" else f"espalier-session={key}"
+    answer = locked_shut.http.get("/v1/models", headers={header: value.encode("latin-1")})
+    problem(answer, 401, "key-required")
+
+
+@pytest.fixture(scope="module")
+def locked_shut(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    settings = Settings(data_dir=tmp_path_factory.mktemp("locked"), api_key="s3cret-key", wrong_keys_per_minute=1000)
+    migrate(settings.resolved_database_url)
+    with opened(settings) as found:
+        yield found

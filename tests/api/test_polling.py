@@ -27,9 +27,10 @@ from app.api.leaving import on_leaving
 from app.api.polling import TRUSTED_SECONDS, Polled, Polls
 from app.api.representations import Representation
 from app.api.schemas import Reason
+from app.api.scopes import NEEDS
 from app.api.wire import Wire
 from app.config import Settings
-from app.domain import AuditEntry
+from app.domain import AuditEntry, Scope
 from app.errors import StoreBusy
 from tests.api.conftest import House, opened, problem
 from tests.api.test_dependencies import Served, until
@@ -160,7 +161,7 @@ def test_polls_on_one_connection_are_answered_in_order(house: House, http: Any) 
         wanted = [VERSION, "/livez", VERSION, ALIAS, "/v1/models", VERSION] * 2
         for path in (VERSION, ALIAS):
             httpx.get(served.url + path).raise_for_status()
-        more = [f"GET {path} HTTP/1.1\r\nHost: x\r\nX-Request-Id: r{n}\r\n" for n, path in enumerate(wanted)]
+        more = [f"GET {path} HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: r{n}\r\n" for n, path in enumerate(wanted)]
         wire.sendall(("\r\n".join(more) + "Connection: close\r\n\r\n").encode())
         read = b"".join(iter(lambda: wire.recv(65536), b""))
     assert re.findall(rb"x-request-id: (\w+)", read) == [b"r%d" % n for n in range(len(wanted))]
@@ -289,7 +290,7 @@ class Room:
         self.loads: list[str] = []
 
     def scope(self, path: str) -> dict[str, Any]:
-        return {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": []}
+        return {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": [], NEEDS: Scope.READ}
 
     def read(self, path: str, model: str = "gas", *, follows: bool = True) -> Response:
         def load() -> Representation:
@@ -364,7 +365,7 @@ def test_of_two_that_were_read_at_once_the_first_stays() -> None:
     answer = room.polls.read(Request(room.scope("/a")), "gas", load, follows=True)
     assert (bytes(answer.body), isinstance(answer, Polled)) == (b'{"reason":"another"}', False)
     remembered = room.polls.at("/a")
-    assert remembered is not None and remembered.etag == b'"1"'
+    assert remembered is not None and remembered.now is not None and remembered.now.etag == b'"1"'
 
 
 @in_a_loop
@@ -496,7 +497,8 @@ def test_a_wait_is_granted_up_to_the_longest(settings: Settings) -> None:
 def test_a_caller_that_hangs_up_is_noticed(waited: Served) -> None:
     tag = httpx.get(waited.url + VERSION).headers["ETag"]
     with waited.connect() as wire:
-        wire.sendall(f"GET {VERSION} HTTP/1.1\r\nHost: x\r\nPrefer: wait=50\r\nIf-None-Match: {tag}\r\n\r\n".encode())
+        head = f"GET {VERSION} HTTP/1.1\r\nHost: localhost\r\nPrefer: wait=50\r\nIf-None-Match: {tag}\r\n\r\n"
+        wire.sendall(head.encode())
         until(lambda: waiting(waited) == 1)
     until(lambda: waiting(waited) == 0)
 

@@ -12,7 +12,7 @@ from espalier.formats import checkpoint
 from tests.api.conftest import House, content_digest, problem
 
 PATH = "/v1/models/gas/versions"
-FOREVER = "public, max-age=31536000, immutable"
+FOREVER = "private, max-age=31536000, immutable"
 
 
 @pytest.fixture
@@ -278,9 +278,9 @@ def test_promotion_overrides_a_verdict_and_says_so(grown: House) -> None:
     withheld = grown.publish(4, passed=False)
     assert grown.http.get(f"{PATH}/champion").json()["number"] == 3
     assert grown.http.get(f"{PATH}/latest").json()["number"] in (3, 4)
-    answer = grown.http.post(
-        f"{PATH}/{withheld.number}/promote", json={"reason": "judged by hand"}, headers=grown.revision()
-    )
+    path, body = f"{PATH}/{withheld.number}/promote", {"reason": "judged by hand"}
+    problem(grown.http.post(path, json=body, headers=grown.revision()), 409, "verdict-stands")
+    answer = grown.http.post(path, json={**body, "override": True}, headers=grown.revision())
     assert answer.json()["alias"]["version"] == 4
     assert answer.json()["previous"] == 3
     kinds = [entry["kind"] for entry in grown.http.get("/v1/audit?model=gas&limit=1000").json()["items"]]
@@ -291,5 +291,6 @@ def test_promotion_overrides_a_verdict_and_says_so(grown: House) -> None:
 def test_a_first_champion_is_promoted_from_revision_zero(house: House) -> None:
     house.create()
     house.publish(1, passed=False)
-    answer = house.http.post(f"{PATH}/1/promote", json={"reason": "first"}, headers={"If-Match": '"0"'})
+    body = {"reason": "first", "override": True}
+    answer = house.http.post(f"{PATH}/1/promote", json=body, headers={"If-Match": '"0"'})
     assert (answer.status_code, answer.json()["previous"]) == (200, None), answer.text

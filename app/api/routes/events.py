@@ -12,8 +12,9 @@ from fastapi.responses import Response
 from app import errors
 from app.api.broadcast import EventStream, Wanted
 from app.api.declared import problems
-from app.api.dependencies import NAME_PATTERN, BroadcastDep, ModelDep, StoreDep
+from app.api.dependencies import NAME_PATTERN, BroadcastDep, CallerDep, ModelDep, StoreDep
 from app.domain import AuditEntry
+from app.errors import OtherModel
 from app.service import history
 from app.store.database import Store
 
@@ -49,14 +50,21 @@ _Last = Annotated[
 
 @router.get("/events", response_class=Response, summary="Follow what happens", responses={200: _STREAM, **problems()})
 def follow_events(
-    store: StoreDep, broadcast: BroadcastDep, model: _Model = None, kind: _Kinds = None, last: _Last = None
+    store: StoreDep,
+    broadcast: BroadcastDep,
+    caller: CallerDep,
+    model: _Model = None,
+    kind: _Kinds = None,
+    last: _Last = None,
 ) -> Response:
     """Every audit entry as a server-sent event, as soon as it is made.
 
     A comment comes every 15 seconds. A stream that falls far behind is ended; `Last-Event-ID` takes it up again without
-    a gap, from the log.
+    a gap, from the log. A key for some models is told of these alone.
     """
-    wanted = Wanted(model, frozenset(kind or ()))
+    if model is not None and not caller.sees(model):
+        raise OtherModel(f"the key {caller.name!r} is for other models: leave the model out, or name one of its own")
+    wanted = Wanted(model, frozenset(kind or ()), caller.models)
     head = history.log_head(store).size
     # A number that the log has not reached is of another log, such as one before a backup was restored.
     after = head if last is None else min(last, head)
@@ -70,10 +78,15 @@ def follow_events(
     responses={200: _STREAM, **problems(errors.UnknownModel)},
 )
 def follow_model(
-    model: ModelDep, store: StoreDep, broadcast: BroadcastDep, kind: _Kinds = None, last: _Last = None
+    model: ModelDep,
+    store: StoreDep,
+    broadcast: BroadcastDep,
+    caller: CallerDep,
+    kind: _Kinds = None,
+    last: _Last = None,
 ) -> Response:
     """The audit entries of one model as server-sent events, such as `version.published` and `alias.moved`."""
-    return follow_events(store, broadcast, model.model.name, kind, last)
+    return follow_events(store, broadcast, caller, model.model.name, kind, last)
 
 
 def _page(store: Store, wanted: Wanted, after: int) -> Sequence[AuditEntry]:

@@ -10,12 +10,13 @@ from fastapi.responses import HTMLResponse
 from app import errors
 from app.api import schemas
 from app.api.declared import OPEN, problems
-from app.api.dependencies import StoreDep
+from app.api.dependencies import CallerDep, StoreDep
 from app.service import history, models
 
 router = APIRouter(tags=["health"])
 
-_SECURITY = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'", "Cache-Control": "no-store"}
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+_SECURITY = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-store"}
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Espalier</title>
 <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}}
@@ -49,9 +50,9 @@ def readyz(store: StoreDep) -> schemas.Ready:
 
 
 @router.get("/", include_in_schema=False)
-def home(store: StoreDep) -> HTMLResponse:
+def home(store: StoreDep, caller: CallerDep) -> HTMLResponse:
     """The first hundred models, for a person with a browser. Nothing on the page comes from elsewhere."""
-    page = models.list_models(store, after=None, limit=100)
+    page = models.list_models(store, after=None, limit=100, only=caller.models)
     rows = "\n".join(_row(schemas.Model.from_domain(summary)) for summary in page.items) or "<tr><td>none yet</tr>"
     return HTMLResponse(_PAGE.format(rows=rows), headers=_SECURITY)
 

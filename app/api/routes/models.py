@@ -10,6 +10,7 @@ from app.api.bodies import WeightsUpload
 from app.api.declared import JSON_BODY, UPLOAD_BODY, problems, with_headers
 from app.api.dependencies import (
     ActorDep,
+    CallerDep,
     CursorText,
     Limit,
     ModelName,
@@ -58,9 +59,9 @@ def create_model(
 
 
 @router.get("/v1/models", summary="List models", responses=problems(errors.InvalidCursor))
-def list_models(store: StoreDep, limit: Limit = 50, cursor: CursorText = None) -> schemas.Models:
-    """Models by name, each with its champion and its queue."""
-    page = models.list_models(store, after=decode_cursor("models", cursor), limit=limit)
+def list_models(store: StoreDep, caller: CallerDep, limit: Limit = 50, cursor: CursorText = None) -> schemas.Models:
+    """Models by name, each with its champion and its queue; with a key for some models, those."""
+    page = models.list_models(store, after=decode_cursor("models", cursor), limit=limit, only=caller.models)
     return schemas.Models.from_domain("models", page, schemas.Model.from_domain)
 
 

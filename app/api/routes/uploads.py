@@ -79,14 +79,13 @@ _MAY_FAIL = (
     "/v1/models/{model}/uploads",
     status_code=204,
     summary="Ask what uploads may be",
-    openapi_extra={"security": []},
 )
 async def uploads_offered(settings: SettingsDep) -> Response:
     """Versions, extensions and limits, in the headers of tus 1.0.0 and of the IETF draft on resumable uploads."""
     return Response(status_code=204, headers=resumable.offers(settings))
 
 
-@router.options(_ONE, status_code=204, summary="Ask what an upload may be", openapi_extra={"security": []})
+@router.options(_ONE, status_code=204, summary="Ask what an upload may be")
 async def upload_offered(settings: SettingsDep) -> Response:
     """The same, of one upload."""
     return Response(status_code=204, headers=resumable.offers(settings))

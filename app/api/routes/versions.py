@@ -1,8 +1,8 @@
-"""Versions: list, poll, download, promote, roll back."""
+"""Versions: list, poll, download, roll back."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
@@ -17,10 +17,11 @@ from app.api.dependencies import (
     CursorText,
     Limit,
     ModelName,
-    Number,
+    NotaryDep,
     PollsDep,
     SettingsDep,
     StoreDep,
+    UntilSent,
     VersionRef,
     decode_number,
 )
@@ -28,11 +29,13 @@ from app.api.problems import MALFORMED_HEADER, RANGE
 from app.api.representations import CheckpointFile, Representation, caching, is_current, strong
 from app.api.strict_json import JsonRoute
 from app.service import history, release
+from app.service.bundle import OpenBundle, open_bundle
 
 router = APIRouter(prefix="/v1/models/{model}", tags=["versions"], route_class=JsonRoute, dependencies=[TOLD])
 
 _UNKNOWN = (errors.UnknownModel, errors.UnknownVersion)
 _BYTES = (errors.VersionSwept, errors.CorruptBlob, errors.StorageUnreachable, errors.StorageRefused)
+_SIGNED = (errors.LogBehind, errors.Fault, errors.StorageFull)
 _MOVES = (errors.AliasMoved, errors.PreconditionMissing, *_BYTES, MALFORMED_HEADER, *JSON_BODY)
 _HEADERS = {
     "ETag": "Digest of the checkpoint.",
@@ -40,7 +43,8 @@ _HEADERS = {
     "Espalier-Alias-Revision": "Revision of the alias, when asked for by one.",
 }
 _POLL = {**_HEADERS, "Preference-Applied": "The wait that was granted to `Prefer: wait`."}
-_FILE = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_FILE = {"application/octet-stream": _BINARY, "application/zip": _BINARY}
 _DOWNLOAD: dict[int | str, dict[str, Any]] = {
     200: {
         **with_headers("The whole checkpoint.", {**_HEADERS, "Content-Digest": "RFC 9530", "Repr-Digest": "RFC 9530"}),
@@ -67,9 +71,7 @@ def list_versions(name: ModelName, store: StoreDep, limit: Limit = 50, cursor: C
     summary="Look at a version, or poll an alias",
     responses={200: with_headers("The version.", _POLL), 304: NOT_MODIFIED, **problems(*_UNKNOWN)},
 )
-def get_version(
-    name: ModelName, ref: VersionRef, request: Request, store: StoreDep, settings: SettingsDep, polls: PollsDep
-) -> Response:
+def get_version(name: ModelName, ref: VersionRef, request: Request, store: StoreDep, polls: PollsDep) -> Response:
     """A version by number or alias. Poll an alias with `If-None-Match`: 304 while it points to the same version.
 
     With `Prefer: wait=30` the 304 comes after 30 seconds, and the new version as soon as the alias moves.
@@ -79,7 +81,7 @@ def get_version(
         view = release.get_version(store, name, ref)
         body = schemas.Version.from_domain(view.version)
         swept = "" if view.version.swept_at is None else "-swept"  # the one thing that ever changes about a version
-        return Representation.of(body, strong(view.version.checkpoint + swept), caching(settings, ref, view.alias))
+        return Representation.of(body, strong(view.version.checkpoint + swept), caching(ref, view.alias))
 
     return polls.read(request, name, load, follows=not ref.isdecimal())
 
@@ -88,7 +90,7 @@ def get_version(
     "/versions/{ref}/checkpoint",
     response_class=Response,
     summary="Download a checkpoint",
-    responses={**_DOWNLOAD, **problems(*_UNKNOWN, errors.MissingBlob, *_BYTES, RANGE)},
+    responses={**_DOWNLOAD, **problems(*_UNKNOWN, errors.MissingBlob, *_BYTES, *_SIGNED, RANGE)},
 )
 def download_checkpoint(
     name: ModelName,
@@ -96,18 +98,39 @@ def download_checkpoint(
     request: Request,
     store: StoreDep,
     settings: SettingsDep,
+    notary: NotaryDep,
+    until_sent: UntilSent,
     form: Annotated[
-        release.Form, Query(alias="format", description="`sparse`: mask bits and kept values; `dense`: every value.")
+        Literal["sparse", "dense", "bundle"],
+        Query(
+            alias="format",
+            description="`sparse`: mask bits and kept values; `dense`: every value; `bundle`: a zip of the sparse "
+            "checkpoint with what shows where it comes from, signed.",
+        ),
     ] = "sparse",
 ) -> Response:
-    """The checkpoint's bytes (safetensors), whole or one range of them; the entity tag is their digest."""
+    """The checkpoint's bytes (safetensors), or its bundle; whole or one range of them. The entity tag is their digest.
+
+    A bundle is made anew for each request. While the log stands still, its bytes are the same.
+    """
+    if form == "bundle":
+        return _bundle(request, until_sent.enter_context(open_bundle(store, notary, name, ref)))
     found = release.open_checkpoint(store, name, ref, form)
-    headers = caching(settings, ref, found.alias)
+    headers = caching(ref, found.alias)
     if is_current(request, strong(found.digest)):
         return Response(status_code=304, headers={"ETag": strong(found.digest), **headers})
     offload = settings.accel_redirect and f"{settings.accel_redirect}{found.path.relative_to(store.blobs.root)}"
     filename = f"{name}-{found.version.number}.safetensors"
     return CheckpointFile(found.path, found.digest, found.size, filename, headers, offload)
+
+
+def _bundle(request: Request, found: OpenBundle) -> Response:
+    revision = {} if found.alias is None else {"Espalier-Alias-Revision": str(found.alias.revision)}
+    headers = {"Cache-Control": "no-cache", **revision}  # the log grows, and each bundle is proved against it as it is
+    if is_current(request, strong(found.digest)):
+        return Response(status_code=304, headers={"ETag": strong(found.digest), **headers})
+    filename = f"{found.version.model}-{found.version.number}.zip"
+    return CheckpointFile(found.path, found.digest, found.size, filename, headers, media="application/zip")
 
 
 @router.get(
@@ -116,12 +139,10 @@ def download_checkpoint(
     summary="Look at a version's manifest",
     responses={200: with_headers("The manifest.", _HEADERS), 304: NOT_MODIFIED, **problems(*_UNKNOWN)},
 )
-def get_manifest(
-    name: ModelName, ref: VersionRef, request: Request, store: StoreDep, settings: SettingsDep
-) -> Response:
+def get_manifest(name: ModelName, ref: VersionRef, request: Request, store: StoreDep) -> Response:
     """The manifest that stands in the checkpoint: recipe, input, layers, seed, environment."""
     view, manifest = release.get_manifest(store, name, ref)
-    headers = {"ETag": strong(view.version.checkpoint), **caching(settings, ref, view.alias)}
+    headers = {"ETag": strong(view.version.checkpoint), **caching(ref, view.alias)}
     if is_current(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
     return JSONResponse(dict(manifest), headers=headers)
@@ -144,17 +165,6 @@ def lineage(
     """The version and its ancestors, page by page, up to the first."""
     page = release.lineage(store, name, ref, start=decode_number("lineage", cursor), limit=limit)
     return schemas.Lineage.from_domain("lineage", page, schemas.Version.from_domain)
-
-
-@router.post(
-    "/versions/{number}/promote", summary="Promote a version", responses=problems(*_UNKNOWN, errors.Conflict, *_MOVES)
-)
-def promote(
-    name: ModelName, number: Number, revision: AliasRevision, body: schemas.Reason, store: StoreDep, actor: ActorDep
-) -> schemas.Promoted:
-    """Make a version the champion, whatever its verdict was. Overriding a withheld one is audited as such."""
-    done = release.promote(store, name, number, reason=body.reason, expected_revision=revision, actor=actor)
-    return schemas.Promoted.from_domain(done)
 
 
 @router.post(

@@ -7,14 +7,37 @@ know: how a noun is found or changed. Times are RFC 3339 in UTC, digests ``sha25
 
 from __future__ import annotations
 
-from app.api.schemas.aliases import Alias, AliasMove, AliasMoves, NewRollback, Promoted, RolledBack
-from app.api.schemas.audit import AuditEntries, AuditEntry, AuditTrail, LogHead, VerifiedLog
+from app.api.schemas.aliases import Alias, AliasMove, AliasMoves, Moved, NewRollback, NewTarget, Promotion, RolledBack
+from app.api.schemas.audit import (
+    AuditEntries,
+    AuditEntry,
+    AuditTrail,
+    Consistency,
+    Inclusion,
+    LogHead,
+    LogKeys,
+    VerifiedLog,
+)
+from app.api.schemas.custody import (
+    Change,
+    Comparison,
+    MegabatchUse,
+    MegabatchVersions,
+    Sample,
+    SourceTally,
+    VersionMegabatches,
+    VersionSamples,
+    VersionUse,
+)
 from app.api.schemas.cycles import Cycle, Cycles, NewCycle, Progress
+from app.api.schemas.decisions import Decision, Decisions, NewDecision, NewDecisions, RecordedDecisions
 from app.api.schemas.evaluation import EvaluationSet
 from app.api.schemas.health import Alive, Ready, WorkerHealth
 from app.api.schemas.inputs import Input, NewInput, NewNormalisation, Normalisation
+from app.api.schemas.keys import CreatedKey, Key, Keys, NewKey, Session, SignIn
 from app.api.schemas.megabatches import Megabatch, Megabatches, Prequential
 from app.api.schemas.models import InitialWeights, Model, Models, NewModel, Tensor
+from app.api.schemas.proposals import Approval, NewProtection, Proposal, Proposals, Protection
 from app.api.schemas.reports import ByClass, OnArrival, Report, Retained
 from app.api.schemas.uploads import Refusal, Upload
 from app.api.schemas.versions import (
@@ -35,50 +58,80 @@ __all__ = [
     "AliasMove",
     "AliasMoves",
     "Alive",
+    "Approval",
     "AuditEntries",
     "AuditEntry",
     "AuditTrail",
     "ByClass",
+    "Change",
     "Checkpoint",
+    "Comparison",
+    "Consistency",
+    "CreatedKey",
     "Cycle",
     "Cycles",
+    "Decision",
+    "Decisions",
     "EvaluationSet",
     "Fault",
+    "Inclusion",
     "InitialWeights",
     "Input",
+    "Key",
+    "Keys",
     "Layer",
     "Lineage",
     "LogHead",
+    "LogKeys",
     "Megabatch",
+    "MegabatchUse",
+    "MegabatchVersions",
     "Megabatches",
     "Model",
     "Models",
     "Moment",
+    "Moved",
     "NewCycle",
+    "NewDecision",
+    "NewDecisions",
     "NewInput",
+    "NewKey",
     "NewModel",
     "NewNormalisation",
+    "NewProtection",
     "NewRollback",
+    "NewTarget",
     "Normalisation",
     "OnArrival",
     "Page",
     "Prequential",
     "Problem",
     "Progress",
-    "Promoted",
+    "Promotion",
+    "Proposal",
+    "Proposals",
+    "Protection",
     "Ready",
     "Reason",
+    "RecordedDecisions",
     "Refusal",
     "Report",
     "Retained",
     "RolledBack",
+    "Sample",
+    "Session",
+    "SignIn",
+    "SourceTally",
     "Tensor",
     "TimeLine",
     "Upload",
     "Verdict",
     "VerifiedLog",
     "Version",
+    "VersionMegabatches",
+    "VersionSamples",
     "VersionSummary",
+    "VersionUse",
     "Versions",
     "WorkerHealth",
 ]

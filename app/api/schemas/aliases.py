@@ -13,7 +13,7 @@ from app import domain
 from app.api.dependencies import MAX_NUMBER, NAME_PATTERN
 from app.api.schemas.versions import VERSION, Version
 from app.api.schemas.wire import TIME, Asked, Page, Time, example
-from app.service import release
+from app.service import promotion, release
 
 _ALIAS = {"model": "gas-sensors", "name": "champion", "version": 5, "revision": 5, "moved_at": TIME}
 
@@ -45,6 +45,8 @@ class Alias(BaseModel):
     version: int = Field(description="The version that it points to.")
     revision: int = Field(description="Grows with every move; send it as `If-Match` to move it.")
     moved_at: Time = Field(description="When it was moved there.")
+    actor: str | None = Field(None, description="With `at`: who moved it there.")
+    reason: str | None = Field(None, description="With `at`: why.")
 
     @classmethod
     def from_domain(cls, alias: domain.Alias) -> Self:
@@ -57,7 +59,13 @@ class Alias(BaseModel):
     def from_move(cls, move: domain.AliasMove) -> Self:
         """The alias as this move left it."""
         return cls(
-            model=move.model, name=move.alias, version=move.version, revision=move.revision, moved_at=move.moved_at
+            model=move.model,
+            name=move.alias,
+            version=move.version,
+            revision=move.revision,
+            moved_at=move.moved_at,
+            actor=move.actor,
+            reason=move.reason,
         )
 
 
@@ -105,18 +113,39 @@ class AliasMoves(Page[AliasMove]):
     """Moves of an alias, newest first."""
 
 
-class Promoted(BaseModel):
-    """What a promotion did."""
+class Promotion(Asked):
+    """Why a version becomes the champion, and whether its verdict is overridden."""
+
+    model_config = example(
+        {"reason": "seen to work on line 3"}, {"reason": "the guardrail's set was mislabelled", "override": True}
+    )
+
+    reason: str = Field(description="In words, for the audit log.", min_length=1, max_length=2000)
+    override: bool = Field(
+        False, description="Promote a version that its guardrails withheld, too; the log says `guardrail.overridden`."
+    )
+
+
+class NewTarget(Promotion):
+    """The version that an alias points at from now on, and why."""
+
+    model_config = example({"version": 5, "reason": "line 3 stays with it until the audit"})
+
+    version: int = Field(description="Number of a version.", ge=0, le=MAX_NUMBER)
+
+
+class Moved(BaseModel):
+    """What a move of an alias did."""
 
     model_config = example({"alias": _ALIAS, "previous": 4})
 
-    alias: Alias = Field(description="The champion now.")
-    previous: int | None = Field(description="The champion before; null if there was none.")
+    alias: Alias = Field(description="The alias now.")
+    previous: int | None = Field(description="The version that it pointed to before; null if there was none.")
 
     @classmethod
-    def from_domain(cls, promoted: release.Promoted) -> Self:
+    def from_domain(cls, moved: promotion.Moved) -> Self:
         """From the service's answer."""
-        return cls(alias=Alias.from_domain(promoted.alias), previous=promoted.previous)
+        return cls(alias=Alias.from_domain(moved.alias), previous=moved.previous)
 
 
 class RolledBack(BaseModel):

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 
 from app import domain
 from app.api.schemas.wire import TIME, Page, Time, example
+from app.service import history
 
 _ENTRY = {
     "seq": 12,
@@ -85,6 +86,57 @@ class LogHead(BaseModel):
     def from_domain(cls, head: domain.LogHead) -> Self:
         """From the domain's value."""
         return cls(size=head.size, root=head.root)
+
+
+class LogKeys(BaseModel):
+    """The public keys of the log."""
+
+    model_config = example({"keys": ["espalier-1f2e3d4c+0a1b2c3d+Aa4P9lSx6nIQ0oF8r2l0oVqXv1bB8mXn3b3cQf2lq1Zk"]})
+
+    keys: list[str] = Field(description="C2SP verifier keys (`<name>+<hash>+<key>`); the first is the present one.")
+
+
+class Inclusion(BaseModel):
+    """That an entry is in the log."""
+
+    model_config = example({"seq": 2, "leaf": "0f" * 32, "size": 3, "root": "a7" * 32, "path": ["5c" * 32, "11" * 32]})
+
+    seq: int = Field(description="Number of the entry, from 1; its leaf index is one less.")
+    leaf: str = Field(description="Leaf hash of the entry, in hex.")
+    size: int = Field(description="Entries of the log that it is proved to be in.")
+    root: str = Field(description="Merkle root at that size, in hex; trust the one in a signed checkpoint.")
+    path: list[str] = Field(description="Hashes in hex, from the leaf's neighbour up (RFC 9162, 2.1.3).")
+
+    @classmethod
+    def from_domain(cls, proof: history.Inclusion) -> Self:
+        """From the service's answer."""
+        path = [item.hex() for item in proof.path]
+        return cls(seq=proof.seq, leaf=proof.leaf, size=proof.size, root=proof.root.hex(), path=path)
+
+
+class Consistency(BaseModel):
+    """That the log continues an older one."""
+
+    model_config = example(
+        {"first": 2, "second": 3, "first_root": "0f" * 32, "second_root": "a7" * 32, "path": ["5c" * 32]}
+    )
+
+    first: int = Field(description="Entries of the older log.")
+    second: int = Field(description="Entries of the younger one.")
+    first_root: str = Field(description="Merkle root of the older one, in hex.")
+    second_root: str = Field(description="Merkle root of the younger one, in hex.")
+    path: list[str] = Field(description="Hashes in hex (RFC 9162, 2.1.4).")
+
+    @classmethod
+    def from_domain(cls, proof: history.Consistency) -> Self:
+        """From the service's answer."""
+        return cls(
+            first=proof.first,
+            second=proof.second,
+            first_root=proof.first_root.hex(),
+            second_root=proof.second_root.hex(),
+            path=[item.hex() for item in proof.path],
+        )
 
 
 class VerifiedLog(LogHead):
