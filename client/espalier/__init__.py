@@ -17,16 +17,29 @@ if TYPE_CHECKING:
     from espalier.errors import EspalierClientError
     from espalier.formats.checkpoint import Checkpoint, load_checkpoint
     from espalier.formats.proof import verify_log
+    from espalier.formats.stamp import Decision, Stamp, read_stamp
 
 __version__ = "0.1.0"
 
-__all__ = ["Checkpoint", "Client", "EspalierClientError", "load_checkpoint", "verify_log"]
+__all__ = [
+    "Checkpoint",
+    "Client",
+    "Decision",
+    "EspalierClientError",
+    "Stamp",
+    "load_checkpoint",
+    "read_stamp",
+    "verify_log",
+]
 
 _HOMES = {
     "Checkpoint": "espalier.formats.checkpoint",
     "Client": "espalier.client",
+    "Decision": "espalier.formats.stamp",
     "EspalierClientError": "espalier.errors",
+    "Stamp": "espalier.formats.stamp",
     "load_checkpoint": "espalier.formats.checkpoint",
+    "read_stamp": "espalier.formats.stamp",
     "verify_log": "espalier.formats.proof",
 }
 

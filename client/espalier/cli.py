@@ -33,11 +33,24 @@ import typer
 from typer.core import TyperGroup
 
 from espalier import __version__
-from espalier.commands import batches, cycles, evaluation, log, models, versions
+from espalier.commands import (
+    batches,
+    custody,
+    cycles,
+    decisions,
+    evaluation,
+    keys,
+    log,
+    models,
+    releases,
+    verify,
+    versions,
+)
 from espalier.console import consoles, line, plain
 from espalier.errors import (
     ApiProblem,
     CheckpointMismatch,
+    CustodyMismatch,
     CycleFailed,
     CycleUnfinished,
     DigestMismatch,
@@ -53,6 +66,7 @@ EXIT_CODES: dict[type[EspalierClientError], int] = {
     ServiceUnreachable: UNREACHABLE,
     DigestMismatch: UNVERIFIED,
     CheckpointMismatch: UNVERIFIED,
+    CustodyMismatch: UNVERIFIED,
     ProofRejected: UNVERIFIED,
     CycleFailed: UNPUBLISHED,
     CycleUnfinished: UNPUBLISHED,
@@ -68,21 +82,38 @@ _EPILOG = (
 )
 
 
-_ORDER = ("model", "batch", "evaluation", "cycle", "version", "promote", "rollback", "alias", "audit", "metrics")
+_ORDER = (
+    "model",
+    "batch",
+    "evaluation",
+    "cycle",
+    "version",
+    "promote",
+    "rollback",
+    "alias",
+    "proposal",
+    "decision",
+    "audit",
+    "verify",
+    "metrics",
+    "key",
+    "whoami",
+)
 
 
 class _Commands(TyperGroup):
     """The client's commands, and those of other packages, which are loaded only when they are needed."""
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        return super().get_command(ctx, cmd_name) or self._joined.get(cmd_name)
+        return super().get_command(ctx, cmd_name) or self.joined.get(cmd_name)
 
     def list_commands(self, ctx: Any) -> list[str]:
         own = sorted(super().list_commands(ctx), key=_ORDER.index)
-        return [*own, *(name for name in self._joined if name not in own)]
+        return [*own, *(name for name in self.joined if name not in own)]
 
     @cached_property
-    def _joined(self) -> dict[str, Any]:
+    def joined(self) -> dict[str, Any]:
+        """Commands and nouns of other packages, by name."""
         extra = typer.Typer(rich_markup_mode="markdown")
         extra.callback()(lambda: None)  # keeps a single command from taking the place of the group
         for entry_point in sorted(entry_points(group="espalier.commands"), key=lambda found: found.name):
@@ -102,7 +133,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for noun in (models, batches, evaluation, cycles, versions, log):
+for noun in (models, batches, evaluation, cycles, versions, releases, log, verify, keys, custody, decisions):
     noun.register(app)
 
 

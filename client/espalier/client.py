@@ -28,11 +28,26 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save
 
+from espalier.custody import Custody
+from espalier.decisions import Decisions
 from espalier.download import Progress, fetch, promised_digest
-from espalier.errors import ApiProblem, CycleFailed, CycleUnfinished, DigestMismatch, EspalierClientError
+from espalier.errors import (
+    ApiProblem,
+    CycleFailed,
+    CycleUnfinished,
+    DigestMismatch,
+    EspalierClientError,
+    ProofRejected,
+)
+from espalier.evidence import Evidence
+from espalier.export import export_log
+from espalier.formats.bundle import VerifiedBundle, verify_bundle
 from espalier.formats.canonical import sha256_digest
 from espalier.formats.checkpoint import Checkpoint, decode
+from espalier.formats.note import LogCheckpoint
 from espalier.formats.proof import verify_log
+from espalier.keys import Keys
+from espalier.proposals import Proposals
 from espalier.records import (
     CHAMPION,
     Alias,
@@ -44,14 +59,16 @@ from espalier.records import (
     LogHead,
     Megabatch,
     Model,
-    Page,
-    Promoted,
+    Moved,
+    Proposal,
+    Protection,
     Record,
     Reference,
     RolledBack,
     TimePoint,
     Version,
 )
+from espalier.resources import PAGE, every, made, one
 from espalier.sources import LABEL, OCTETS, Data, Source, prepared
 from espalier.transport import Transport, json_of, path_of
 from espalier.upload import send, send_megabatch
@@ -59,10 +76,9 @@ from espalier.watch import Watch, follow
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
-Form = Literal["sparse", "dense"]
+Form = Literal["sparse", "dense", "bundle"]
+Evident = Literal["digest", "log"]
 Wanted = Version | Reference | str
-
-_PAGE = 500
 
 R = TypeVar("R", bound=Record)
 
@@ -76,6 +92,14 @@ class Client:
         timeout: seconds to wait for the network at each step of a request.
         retries: how often a request that is safe to repeat is sent again.
         transport: an httpx transport to use instead of the network.
+        log_key: the public key of the service's audit log, or a file with it; by default ``ESPALIER_LOG_KEY``, else
+            none: then the key that the service names first is trusted from then on.
+        pins: folder in which the last signed checkpoint of each log is remembered; by default ``ESPALIER_PINS``, else
+            the user's state folder.
+
+    Attributes:
+        proposals: moves of protected aliases that wait for other people.
+        log: what the audit log has signed, checked against what this machine saw of it before.
     """
 
     def __init__(
@@ -86,6 +110,8 @@ class Client:
         timeout: float = 30.0,
         retries: int = 4,
         transport: httpx.BaseTransport | None = None,
+        log_key: str | Path | None = None,
+        pins: str | Path | None = None,
     ) -> None:
         self._http = Transport(
             url or os.environ.get("ESPALIER_URL") or DEFAULT_URL,
@@ -94,6 +120,11 @@ class Client:
             retries=retries,
             transport=transport,
         )
+        self.proposals = Proposals(self._http)
+        self.log = Evidence(self._http, log_key, pins)
+        self.keys = Keys(self._http)
+        self.custody = Custody(self._http)
+        self.decisions = Decisions(self._http)
 
     @property
     def url(self) -> str:
@@ -348,14 +379,19 @@ class Client:
         path: str | Path,
         *,
         format: Form = "sparse",
+        verify: Evident | None = None,
         progress: Progress | None = None,
     ) -> Path:
         """Download a checkpoint: resumed where an earlier try broke off, hashed, compared, then renamed into its place.
 
         Args:
             version: a reference, or a version.
-            path: the file; or a folder, for ``<model>-<number>.safetensors`` in it.
-            format: ``sparse`` (mask bits and kept values) or ``dense`` (plain safetensors).
+            path: the file; or a folder, for ``<model>-<number>.safetensors`` (``.zip``) in it.
+            format: ``sparse`` (mask bits and kept values), ``dense`` (plain safetensors), or ``bundle`` (the sparse
+                form with everything that shows where it comes from: ``espalier.formats.bundle``).
+            verify: ``digest``: compare with what the service promises. ``log``: also prove, before the file gets its
+                name, that the log's signed checkpoint covers the version's entry, which names the digest. By default
+                ``log`` where the client was given the log's key, else ``digest``.
             progress: told the bytes that are there, and all of them.
 
         Returns:
@@ -363,11 +399,12 @@ class Client:
 
         Raises:
             DigestMismatch: the bytes are not what was promised; nothing is left of them.
+            ProofRejected: the log does not vouch for them; nothing is left of them.
         """
         found = version if isinstance(version, Version) else self.version(version)
         target = Path(path)
         if target.is_dir():
-            target /= f"{found.model}-{found.number}.safetensors"
+            target /= f"{found.model}-{found.number}.{'zip' if format == 'bundle' else 'safetensors'}"
         return fetch(
             self._http,
             path_of("models", found.model, "versions", found.number, "checkpoint"),
@@ -375,7 +412,21 @@ class Client:
             params={"format": format},
             expected=found.checkpoint.digest if format == "sparse" else None,
             progress=progress,
+            check=self._vouched(found, format, verify or ("log" if self.log.given else "digest")),
         )
+
+    def _vouched(self, version: Version, format: Form, verify: Evident) -> Callable[[Path], object] | None:
+        """What a download must pass beside its digest; what the log must know of it is asked at once."""
+        if verify == "digest":
+            return None
+        if format == "bundle":
+            return lambda path: self.log.expect_continued(_of(version, verify_bundle(path, self.log.trusted())).log)
+        if format == "dense":
+            raise EspalierClientError(
+                "the log names the sparse form alone: download that, or the bundle; or give verify='digest'"
+            )
+        self.log.expect_logged(version)
+        return None
 
     def checkpoint(self, version: Wanted, ref: int | str | None = None) -> Checkpoint:
         """A checkpoint in memory, its digest compared."""
@@ -460,13 +511,44 @@ class Client:
 
     # -- moves ---------------------------------------------------------------------------------------------------------
 
-    def promote(self, name: str, number: int, reason: str) -> Promoted:
+    def promote(self, name: str, number: int, reason: str, *, override: bool = False) -> Moved | Proposal:
         """Make a version the champion.
 
+        Args:
+            name: the model.
+            number: of the version.
+            reason: stands in the audit log.
+            override: promote a version that its guardrails withheld, too; the log says so.
+
+        Returns:
+            What was moved; or, where the champion is protected, the proposal that others must approve.
+
         Raises:
-            ApiProblem: with status 412 when the alias was moved since its revision was read; nothing was changed.
+            ApiProblem: with status 412 when the alias was moved since its revision was read, 409 when the version was
+                withheld and ``override`` is not given; nothing was changed.
         """
-        return self._move(Promoted, name, path_of("models", name, "versions", number, "promote"), {"reason": reason})
+        path = path_of("models", name, "versions", number, "promote")
+        return _moved(self._move(name, CHAMPION, "POST", path, {"reason": reason, "override": override}))
+
+    def point(self, name: str, alias: str, number: int, reason: str, *, override: bool = False) -> Moved | Proposal:
+        """Point an alias other than the champion at a version, and make it if need be; else as ``promote``."""
+        body = {"version": number, "reason": reason, "override": override}
+        return _moved(self._move(name, alias, "PUT", path_of("models", name, "aliases", alias), body))
+
+    def protection(self, name: str, alias: str = CHAMPION) -> Protection:
+        """What stands between an alias and a promotion."""
+        return self._get(Protection, path_of("models", name, "aliases", alias, "protection"))
+
+    def protect(
+        self, name: str, alias: str = CHAMPION, *, approvals: int = 0, automatic: bool = True, reason: str
+    ) -> Protection:
+        """Decide how many other people must approve a promotion, and whether the service promotes by itself.
+
+        Rollbacks stay one person's to do.
+        """
+        body = {"approvals": approvals, "automatic": automatic, "reason": reason}
+        path = path_of("models", name, "aliases", alias, "protection")
+        return Protection.from_json(json_of(self._http.request("PUT", path, json=body)))
 
     def rollback(
         self,
@@ -490,7 +572,9 @@ class Client:
         body: dict[str, Any] = {"reason": reason, "quarantine": list(quarantine)}
         if to is not None:
             body["to"] = str(to)
-        return self._move(RolledBack, name, path_of("models", name, "rollback"), body)
+        return RolledBack.from_json(
+            json_of(self._move(name, CHAMPION, "POST", path_of("models", name, "rollback"), body))
+        )
 
     def alias(self, name: str, alias: str = CHAMPION) -> Alias:
         """Which version an alias names now."""
@@ -524,6 +608,22 @@ class Client:
     def audit_head(self) -> LogHead:
         """How many entries the log has, and their Merkle root."""
         return self._get(LogHead, path_of("audit", "head"))
+
+    def log_checkpoint(self) -> LogCheckpoint:
+        """The log's size and root, signed, and consistent with what this machine saw of it before.
+
+        Raises:
+            ProofRejected: the log was forked, rewound, begun anew, or signed with another key.
+        """
+        return self.log.checkpoint()
+
+    def export_log(self, path: str | Path, *, progress: Callable[[int, int], None] | None = None) -> tuple[int, int]:
+        """Copy the whole log to a folder or a ``.tar``, going on from what is there; see ``espalier.export``.
+
+        Returns:
+            How many entries were added, and how many there are.
+        """
+        return export_log(self._http, self.log, Path(path), progress=progress)
 
     def verify_log(
         self, on_entry: Callable[[AuditEntry, int], None] | None = None, *, head: LogHead | None = None
@@ -559,24 +659,13 @@ class Client:
     # -- inside --------------------------------------------------------------------------------------------------------
 
     def _get(self, kind: type[R], path: str) -> R:
-        return kind.from_json(json_of(self._http.request("GET", path)))
+        return one(self._http, kind, path)
 
     def _make(self, kind: type[R], path: str, body: Mapping[str, Any]) -> R:
-        return kind.from_json(json_of(self._http.request("POST", path, json=dict(body))))
-
-    def _page(self, record: type[R], path: str, **params: Any) -> Page[R]:
-        document = json_of(self._http.request("GET", path, params=params))
-        return Page(tuple(record.from_json(item) for item in document["items"]), document.get("next_cursor"))
+        return made(self._http, kind, path, body)
 
     def _all(self, record: type[R], path: str, limit: int | None = None, **params: Any) -> Iterator[R]:
-        """A listing's items, page after page as they are asked for; ``limit`` of them, or all."""
-        cursor, left = None, limit
-        while left is None or left > 0:
-            page = self._page(record, path, **params, limit=_PAGE if left is None else min(left, _PAGE), cursor=cursor)
-            yield from page.items
-            if page.next_cursor is None:
-                return
-            cursor, left = page.next_cursor, None if left is None else left - len(page.items)
+        return every(self._http, record, path, limit, **params)
 
     def _at(self, version: Wanted, ref: int | str | None = None, *rest: str) -> str:
         if isinstance(version, Version):
@@ -584,15 +673,15 @@ class Client:
         found = version if isinstance(version, Reference) else Reference.parse(version, ref)
         return path_of("models", found.model, "versions", found.ref, *rest)
 
-    def _move(self, kind: type[R], name: str, path: str, body: Mapping[str, Any]) -> R:
+    def _move(self, name: str, alias: str, method: str, path: str, body: Mapping[str, Any]) -> httpx.Response:
+        """Send a move of an alias with the revision of it that is seen now."""
         try:
-            revision = self.alias(name).revision
+            revision = self.alias(name, alias).revision
         except ApiProblem as problem:
             if problem.type != "urn:espalier:problem:unknown-alias":
                 raise
             revision = 0  # it has never been moved
-        answer = self._http.request("POST", path, json=dict(body), headers={"If-Match": f'"{revision}"'})
-        return kind.from_json(json_of(answer))
+        return self._http.request(method, path, json=dict(body), headers={"If-Match": f'"{revision}"'})
 
     def _label_column(self, name: str, data: Data, labels: npt.ArrayLike | str | None) -> str:
         """What the model calls the column of the labels; asked only where columns come with labels beside them."""
@@ -602,8 +691,19 @@ class Client:
 
     def _open_cycle(self, name: str, megabatch: int) -> int | None:
         """The cycle that waits or runs and may train on this megabatch; the oldest of them."""
-        recent = self.cycles(name, _PAGE)
+        recent = self.cycles(name, PAGE)
         return min((cycle.number for cycle in recent if cycle.open and cycle.through >= megabatch), default=None)
+
+
+def _of(version: Version, found: VerifiedBundle) -> VerifiedBundle:
+    """A bundle, if it is that of a version."""
+    if (found.model, found.version, found.digest) != (version.model, version.number, version.checkpoint.digest):
+        raise ProofRejected(f"the bundle is of {found.model}:{found.version}, not of {version.model}:{version.number}")
+    return found
+
+
+def _moved(answer: httpx.Response) -> Moved | Proposal:
+    return (Proposal if answer.status_code == 202 else Moved).from_json(json_of(answer))
 
 
 def _array(value: Any) -> npt.NDArray[Any]:

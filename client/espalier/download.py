@@ -71,21 +71,23 @@ def fetch(
     params: Mapping[str, str],
     expected: str | None,
     progress: Progress | None = None,
+    check: Callable[[Path], object] | None = None,
 ) -> Path:
     """Download to ``target``.
 
     Args:
         expected: digest that the bytes must have, when it is known; otherwise what the service promises counts.
+        check: told the whole file before it gets its name; what it raises leaves nothing of the file.
 
     Raises:
         DigestMismatch: the bytes are not what was promised; nothing is left of them.
         ServiceUnreachable: a connection brought nothing new; what was fetched is kept, and the next call goes on.
     """
-    if expected is not None and target.is_file() and file_digest(target) == expected:
+    if expected is not None and check is None and target.is_file() and file_digest(target) == expected:
         return target
     reached = 0
     while True:
-        attempt = _Attempt(transport, path, target, params, expected, progress)
+        attempt = _Attempt(transport, path, target, params, expected, progress, check)
         try:
             return attempt.run()
         except ServiceUnreachable as error:
@@ -108,9 +110,10 @@ class _Attempt:
         params: Mapping[str, str],
         expected: str | None,
         progress: Progress | None,
+        check: Callable[[Path], object] | None,
     ) -> None:
         self.transport, self.path, self.target, self.params = transport, path, target, params
-        self.expected, self.progress = expected, progress
+        self.expected, self.progress, self.check = expected, progress, check
         self.at = 0
 
     def run(self) -> Path:
@@ -156,8 +159,18 @@ class _Attempt:
         file.flush()
         os.fsync(file.fileno())
         self._verify("sha256:" + state.hexdigest(), promised, part, file)
+        self._check(part, file)
         _rename(part, file, self.target)
         return self.target
+
+    def _check(self, part: Path, file: IO[bytes]) -> None:
+        if self.check is None:
+            return
+        try:
+            self.check(part)
+        except EspalierClientError:
+            _discard(part, file)
+            raise
 
     def _verify(self, actual: str, promised: str | None, part: Path, file: IO[bytes]) -> None:
         wanted = {digest for digest in (self.expected, promised) if digest}

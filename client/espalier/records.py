@@ -286,13 +286,18 @@ class Cycle(Record):
 
 @dataclass(frozen=True)
 class Alias(Record):
-    """A movable name of a version. ``revision`` grows with every move."""
+    """A movable name of a version. ``revision`` grows with every move.
+
+    ``actor`` and ``reason``: who moved it there and why, where it was asked for at a time.
+    """
 
     model: str
     name: str
     version: int
     revision: int
     moved_at: datetime
+    actor: str | None = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -324,11 +329,51 @@ class RolledBack(Record):
 
 
 @dataclass(frozen=True)
-class Promoted(Record):
-    """What a promotion did."""
+class Moved(Record):
+    """What a move of an alias did: where it points now, and where it did before."""
 
     alias: Alias
     previous: int | None
+
+
+@dataclass(frozen=True)
+class Approval(Record):
+    """One person's consent to a proposal."""
+
+    actor: str
+    reason: str
+    at: datetime
+
+
+@dataclass(frozen=True)
+class Proposal(Record):
+    """A move of a protected alias that waits for other people, or did.
+
+    ``state``: ``open``, ``carried-out``, ``rejected``, ``expired``, or ``overtaken`` by another move.
+    """
+
+    number: int
+    alias: str
+    version: int
+    override: bool
+    state: str
+    reason: str
+    proposed_by: str
+    proposed_at: datetime
+    expires_at: datetime
+    approvals: tuple[Approval, ...] = ()
+    decided_by: str | None = None
+    decided_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Protection(Record):
+    """What stands between an alias and a promotion: other people's approvals, and whether the service promotes."""
+
+    alias: str
+    approvals: int
+    automatic: bool
+    set_at: datetime | None = None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Self
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from espalier.client import Client
 from espalier.console import Bars, bars, consoles, line, pairs, plain, table
@@ -78,6 +79,12 @@ class Session:
         if self._client is None:
             self._client = Client(self.url, self.key)
         return self._client
+
+    def client_with(self, log_key: str | None) -> Client:
+        """The service, with the public key of its log, where a command was given it."""
+        if self._client is None and log_key is not None:
+            self._client = Client(self.url, self.key, log_key=log_key)
+        return self.client
 
     def __enter__(self) -> Self:
         return self
@@ -166,11 +173,33 @@ def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Call
     return add
 
 
+class Noun(TyperGroup):
+    """The commands of a noun, and those that another package has for it, loaded only when they are needed."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The client's own command of this name, else a joined one."""
+        return super().get_command(ctx, cmd_name) or self._joined(ctx).get(cmd_name)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The client's own commands first."""
+        own = super().list_commands(ctx)
+        return [*own, *(name for name in self._joined(ctx) if name not in own)]
+
+    def _joined(self, ctx: Any) -> dict[str, Any]:
+        joined = getattr(ctx.find_root().command, "joined", {}).get(self.name)
+        return dict(joined.commands) if isinstance(joined, TyperGroup) else {}
+
+
 def group(app: typer.Typer, name: str, help: str) -> typer.Typer:
     """Add a noun, to which commands are added."""
-    noun = typer.Typer(help=help, no_args_is_help=True, rich_markup_mode="markdown")
+    noun = typer.Typer(cls=Noun, help=help, no_args_is_help=True, rich_markup_mode="markdown")
     app.add_typer(noun, name=name)
     return noun
+
+
+def noun(app: typer.Typer, name: str) -> typer.Typer:
+    """A noun that was added before."""
+    return next(found.typer_instance for found in app.registered_groups if found.name == name and found.typer_instance)
 
 
 def model_names(ctx: typer.Context, incomplete: str) -> list[str]:

@@ -226,6 +226,9 @@ def _remedies(problem: ApiProblem) -> list[str]:
 _REMEDIES = {
     "401": "give the service's key with --key or ESPALIER_KEY",
     "412": "nothing was changed: see who moved the alias with `espalier alias history MODEL`, then decide again",
+    "unknown-key": "`espalier key list` shows those that there are",
+    "scope-missing": "`espalier whoami` shows what your key allows",
+    "other-model": "`espalier whoami` shows which models your key is for",
     "unknown-model": "`espalier model list` shows those that there are",
     "unknown-version": "`espalier version list MODEL` shows those that there are",
     "unknown-megabatch": "`espalier batch list MODEL` shows those that there are",

@@ -89,10 +89,11 @@ def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 @pytest.fixture(autouse=True)
-def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in list(os.environ):
         if name.startswith("ESPALIER_") and name != "ESPALIER_TEST_DATABASE_URL":
             monkeypatch.delenv(name)
+    monkeypatch.setenv("ESPALIER_PINS", str(tmp_path / "pins"))  # nothing is remembered from one test to the next
 
 
 @pytest.fixture

@@ -338,7 +338,10 @@ def test_a_cycle_that_is_withheld(run: Run, recipe: Path, batch: Callable[[int],
     assert re.search(r"version 1 .* withheld: .*layer-collapse", pushed.out)
     assert run("alias", "show", "withheld").code == 1
     assert "champion" not in run("version", "list", "withheld").out
-    assert run("promote", "withheld", 1, "--reason", "looked at it").out == "champion none -> 1 (revision 1)\n"
+    refused = run("promote", "withheld", 1, "--reason", "looked at it")
+    assert (refused.code, "override" in refused.err) == (1, True)
+    done = run("promote", "withheld", 1, "--reason", "looked at it", "--override")
+    assert done.out == "champion none -> 1 (revision 1)\n"
 
 
 def test_a_wait_that_runs_out(idle: Service, run: Run, recipe: Path, batch: Callable[[int], Path]) -> None:
@@ -448,7 +451,7 @@ def test_completion(service: Service, trained: str) -> None:
         )
         return answer.stdout.split()
 
-    assert completed("espalier ver") == ["version"]
+    assert completed("espalier ver") == ["version", "verify"]
     assert set(completed("espalier version ")) == {"list", "show", "pull", "verify", "watch"}
     assert completed(f"espalier batch push {trained[:-1]}") == [trained]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import random
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -14,16 +16,31 @@ import typer
 
 from espalier.console import NONE, count, plural, when
 from espalier.errors import ApiProblem, EspalierClientError, ProofRejected
+from espalier.evidence import read_keys
+from espalier.formats.logfile import verify_files
+from espalier.formats.note import LogCheckpoint
+from espalier.formats.statement import key_id
 from espalier.records import AuditEntry, LogHead
 from espalier.session import Session, command, group, model_names
+
+LogKey = Annotated[
+    str | None,
+    typer.Option(
+        "--log-key",
+        help="Public key of the service's audit log, or a file with it [env: ESPALIER_LOG_KEY].",
+        show_default=False,
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    audit = group(app, "audit", "The audit log: tail, show, verify.")
+    audit = group(app, "audit", "The audit log: tail, show, verify, export.")
     command(audit, "tail")(tail)
     command(audit, "show")(show)
     command(audit, "verify")(verify)
+    command(audit, "export")(export)
+    command(audit, "pin")(pin)
 
 
 def tail(
@@ -55,9 +72,15 @@ def tail(
 def show(
     session: Session,
     seq: Annotated[int, typer.Argument(metavar="SEQ", min=1, help="Number of the entry.")],
+    proof: Annotated[
+        bool, typer.Option("--proof", help="Prove on this machine that the entry is in the signed log.")
+    ] = False,
+    log_key: LogKey = None,
 ) -> None:
     """Show one entry with all that it says."""
-    entry = session.client.audit_entry(seq)
+    client = session.client_with(log_key)
+    entry = client.audit_entry(seq)
+    signed = client.log.prove(entry) if proof else None
     fact = entry.fact
     rows: dict[str, object] = {
         "entry": entry.seq,
@@ -71,8 +94,13 @@ def show(
         "outputs": ", ".join(fact.get("outputs") or ()) or NONE,
         "leaf": entry.leaf,
     }
+    if signed is not None:
+        rows["proof"] = f"it is entry {entry.seq} of the signed log of {count(signed.size)} of {signed.origin}"
     parameters: dict[str, Any] = fact.get("parameters") or {}
     rows |= {f"  {name}": json.dumps(value, ensure_ascii=False) for name, value in parameters.items()}
+    if session.as_json and signed is not None:
+        session.document({**entry.document, "proved": log_document(signed)})
+        return
     session.pairs(entry, rows)
 
 
@@ -94,33 +122,145 @@ def verify(
             help="What `audit verify --json` printed on an earlier day: nothing of the log then may have changed.",
         ),
     ] = None,
+    offline: Annotated[
+        Path | None,
+        typer.Option(
+            "--offline",
+            exists=True,
+            metavar="PATH",
+            help="What `audit export` wrote, instead of a service's log; --key is the log's key then.",
+        ),
+    ] = None,
+    log_key: LogKey = None,
 ) -> None:
-    """Check the whole log on this machine: every entry's hash, their order, the root over all of them."""
-    versions = [] if name is None else list(session.client.versions(name))
+    """Check the whole log on this machine: its signature, every entry, their order, and what was seen of it before."""
+    if offline is not None:
+        _verify_offline(session, offline, log_key)
+        return
+    client = session.client_with(log_key)
+    versions = [] if name is None else list(client.versions(name))
     unknown = {version.checkpoint.digest: version.number for version in versions}
-    head = session.client.audit_head()
+    seen = client.log.pins.read(client.url)
+    signed = client.log_checkpoint()
+    head = LogHead(signed.size, signed.root.hex(), document={"size": signed.size, "root": signed.root.hex()})
+    asked = _sample(signed.size)
     with session.bars() as bars:
         stage = bars.stage("verifying")
 
         def note(entry: AuditEntry, total: int) -> None:
             stage.at(entry.seq, total, f"entry {count(entry.seq)} of {count(total)}")
+            if entry.seq in asked:
+                client.log.prove(entry, signed)
             if entry.model == name:
                 for digest in entry.fact.get("outputs") or ():
                     unknown.pop(digest, None)
 
-        entries = session.client.verify_log(note, head=head)
-        stage.done(f"{plural(entries, 'entry', 'entries')}: every hash, their order and their root are right")
+        entries = client.verify_log(note, head=head)
+        stage.done(
+            f"{plural(entries, 'entry', 'entries')}: every hash, their order and their root are right, and signed"
+        )
     if unknown:
         numbers = ", ".join(map(str, sorted(unknown.values())))
         raise ProofRejected(f"the log is sound, but does not know the checkpoints of {name}: version {numbers}")
+    keys = ", ".join(key_id(key) for key in client.log.trusted())
+    session.remark(f"signed by {keys}" + ("" if client.log.given else ", trusted since this machine first saw it"))
+    if seen is not None:
+        session.remark(f"it continues the log of {count(seen.log.size)} that this machine saw before")
+    session.remark(f"{plural(len(asked), 'inclusion proof')} of the service hold")
     if name is not None:
         session.remark(f"{plural(len(versions), 'version')} of {name}: the log knows every checkpoint")
     if since is not None:
         earlier = _kept_head(since)
-        session.client.verify_log(head=earlier)
+        client.verify_log(head=earlier)
         session.remark(f"the first {plural(earlier.size, 'entry', 'entries')} are those of the head in {since}")
     if session.as_json:
-        session.document({"verified": True, "head": head, "versions": len(versions)})
+        document = {"verified": True, "head": head, "versions": len(versions), "signed": log_document(signed)}
+        trusted = {"keys": [key.text for key in client.log.trusted()], "given": bool(client.log.given)}
+        session.document(document | trusted)
+
+
+def export(
+    session: Session,
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A folder, or a file that ends with .tar.")],
+    log_key: LogKey = None,
+) -> None:
+    """Copy the whole log to a folder or a tar, to keep where nobody who runs the service can write.
+
+    The second time only what is new is fetched, after what is there was verified.
+    """
+    client = session.client_with(log_key)
+    with session.bars() as bars:
+        stage = bars.stage("exporting")
+        added, there = client.export_log(
+            path, progress=lambda at, total: stage.at(at, total, f"entry {count(at)} of {count(total)}")
+        )
+        stage.done(
+            f"{plural(added, 'entry', 'entries')} added, {count(there)} in all, verified against the signed root"
+        )
+    session.result({"path": str(path), "added": added, "entries": there}, f"{path}: the log up to entry {there}")
+    session.remark(f"check it anywhere: espalier audit verify --offline {path} --key KEY")
+
+
+def pin(
+    session: Session,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Forget it: the next look is a first one again. Know why before you do.")
+    ] = False,
+    log_key: LogKey = None,
+) -> None:
+    """Show the keys and the last signed checkpoint that this machine remembers of the service's log."""
+    log = session.client_with(log_key).log
+    if forget:
+        known = log.pins.forget(session.client.url)
+        session.result({"forgotten": known}, "forgotten" if known else "nothing was remembered")
+        return
+    log.checkpoint()
+    found = log.pins.read(session.client.url)
+    assert found is not None, "a checkpoint that was checked is remembered"
+    session.result(
+        {
+            "url": found.url,
+            "keys": [key.text for key in found.keys],
+            "given": found.given,
+            "log": log_document(found.log),
+        },
+        f"log      {found.log.origin}, {plural(found.log.size, 'entry', 'entries')}",
+        f"root     {found.log.root.hex()}",
+        *(f"key      {key.text}" for key in found.keys),
+        f"trusted  {'since you gave the key' if found.given else 'since this machine first saw it: compare the key'}",
+        f"kept at  {log.pins.path(found.url)}",
+    )
+
+
+def log_document(log: LogCheckpoint) -> dict[str, object]:
+    """A checkpoint of the log, for programs."""
+    return {"origin": log.origin, "size": log.size, "root": log.root.hex()}
+
+
+def _verify_offline(session: Session, path: Path, log_key: str | None) -> None:
+    chosen = log_key or session.key or os.environ.get("ESPALIER_LOG_KEY")
+    if chosen is None:
+        raise ProofRejected(
+            f"{path} is NOT verified: who signed it can be told by the key of the log alone; give it with --key"
+        )
+    with session.bars() as bars:
+        stage = bars.stage("verifying")
+        log, _, _ = verify_files(
+            path,
+            read_keys(chosen),
+            progress=lambda at, total: stage.at(at, total, f"entry {count(at)} of {count(total)}"),
+        )
+        stage.done(f"{plural(log.size, 'entry', 'entries')}: every one, and their order, are those that were signed")
+    session.result(
+        {"verified": True, "log": log_document(log)}, f"{path} is the log of {log.origin} up to entry {count(log.size)}"
+    )
+
+
+def _sample(size: int) -> set[int]:
+    """Entries whose inclusion proofs are asked for: the first, the last, and some between."""
+    if size == 0:
+        return set()
+    return {1, size, *(random.randint(1, size) for _ in range(6))}
 
 
 def _kept_head(path: Path) -> LogHead:

@@ -1,14 +1,13 @@
-"""``espalier version``, ``promote``, ``rollback`` and ``alias``: results, their bytes, and who is champion."""
+"""``espalier version``: results, and their bytes."""
 
 from __future__ import annotations
 
 import shlex
 import subprocess
 import threading
-from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -18,7 +17,7 @@ from espalier.errors import CheckpointMismatch, DigestMismatch, EspalierClientEr
 from espalier.formats.canonical import sha256_digest
 from espalier.formats.checkpoint import decode, mask_digest
 from espalier.records import CHAMPION, AuditEntry, Version
-from espalier.session import Limit, ModelName, Reason, Ref, Session, command, group
+from espalier.session import Limit, ModelName, Ref, Session, command, group
 
 
 class Form(StrEnum):
@@ -26,6 +25,14 @@ class Form(StrEnum):
 
     SPARSE = "sparse"
     DENSE = "dense"
+    BUNDLE = "bundle"
+
+
+_FORMS: dict[Form, Literal["sparse", "dense", "bundle"]] = {
+    Form.SPARSE: "sparse",
+    Form.DENSE: "dense",
+    Form.BUNDLE: "bundle",
+}
 
 
 def register(app: typer.Typer) -> None:
@@ -36,11 +43,6 @@ def register(app: typer.Typer) -> None:
     command(version, "pull")(pull)
     command(version, "verify")(verify)
     command(version, "watch")(watch)
-    command(app, "promote")(promote)
-    command(app, "rollback")(rollback)
-    alias = group(app, "alias", "Aliases: show, history.")
-    command(alias, "show")(alias_show)
-    command(alias, "history")(alias_history)
 
 
 def list_versions(session: Session, name: ModelName, limit: Limit = 20) -> None:
@@ -97,23 +99,36 @@ def pull(
     session: Session,
     version: Ref,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="File, or folder for NAME-NUMBER.safetensors.")
+        Path, typer.Option("--output", "-o", help="File, or folder for NAME-NUMBER.safetensors, or .zip.")
     ] = Path(),
-    format: Annotated[Form, typer.Option(help="Mask bits and kept values, or plain safetensors.")] = Form.SPARSE,
+    format: Annotated[
+        Form,
+        typer.Option(
+            help="Mask bits and kept values; plain safetensors; or a zip of the first with its lineage, signed."
+        ),
+    ] = Form.SPARSE,
+    proof: Annotated[
+        bool, typer.Option("--proof", help="Prove too that the audit log's signed checkpoint covers it.")
+    ] = False,
 ) -> None:
     """Download a checkpoint: resumed where an earlier try broke off, verified, then renamed into its place."""
     found = session.client.version(version)
+    proved = proof or bool(session.client.log.given and format is not Form.DENSE)
     with session.bars() as bars:
         stage = bars.stage("downloading")
         path = session.client.download(
             found,
             output,
-            format="dense" if format is Form.DENSE else "sparse",
+            format=_FORMS[format],
+            verify="log" if proved else "digest",
             progress=lambda got, total: stage.at(got, total, f"{size(got)} of {size(total or got)}"),
         )
-        stage.done(f"{size(path.stat().st_size)}   digest verified")
+        how = "digest verified, and proved to be in the log" if proved else "digest verified"
+        stage.done(f"{size(path.stat().st_size)}   {how}")
     document = {"path": str(path), "format": format.value, "bytes": path.stat().st_size, "version": found}
-    session.result(document, f"{found.model}:{found.number} -> {path}")
+    session.result(document | {"proved": proved}, f"{found.model}:{found.number} -> {path}")
+    if format is Form.BUNDLE:
+        session.remark(f"check it anywhere, without this service: espalier verify {path} --key KEY")
 
 
 def verify(
@@ -192,101 +207,6 @@ def watch(
     session.client.watch(version, changed, interval=interval, stop=stop, directory=pull)
 
 
-def promote(
-    session: Session,
-    name: ModelName,
-    number: Annotated[int, typer.Argument(metavar="NUMBER", min=0, help="Number of the version.")],
-    reason: Reason,
-) -> None:
-    """Make a version the champion."""
-    done = session.client.promote(name, number, reason)
-    before = "none" if done.previous is None else done.previous
-    session.result(done, f"champion {before} -> {done.alias.version} (revision {done.alias.revision})")
-
-
-def rollback(
-    session: Session,
-    name: ModelName,
-    reason: Reason,
-    to: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="Version to go back to.",
-            show_default="the nearest ancestor that was champion and holds no quarantined megabatch",
-        ),
-    ] = None,
-    quarantine: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--quarantine",
-            "-Q",
-            metavar="N",
-            help="Megabatch never to train on again, repeatable: -Q 5 -Q 6, or -Q 5,6.",
-        ),
-    ] = None,
-) -> None:
-    """Move the champion back; weights, mask, stage and replay go back with it. Nothing is deleted."""
-    done = session.client.rollback(name, to, reason=reason, quarantine=_numbers(quarantine or []))
-    parts = [
-        f"champion {done.previous} -> {done.alias.version}, "
-        f"density {share(done.density_before)} -> {share(done.density_after)}"
-    ]
-    if done.quarantined:
-        word = "megabatch" if len(done.quarantined) == 1 else "megabatches"
-        parts.append(f"{word} {', '.join(map(str, done.quarantined))} quarantined")
-    if done.superseded_cycles:
-        parts.append(f"{plural(len(done.superseded_cycles), 'open cycle')} superseded")
-    if done.queued_cycle is not None:
-        parts.append(f"cycle {done.queued_cycle} queued for what the version has not seen")
-    session.result(done, "; ".join(parts))
-
-
-def alias_show(
-    session: Session,
-    name: ModelName,
-    alias: Annotated[str, typer.Argument(metavar="[ALIAS]", help="Name of the alias.")] = CHAMPION,
-    at: Annotated[
-        str | None,
-        typer.Option(metavar="TIME", help="What it named then: 2026-03-02T09:30:00Z; local time without a zone."),
-    ] = None,
-) -> None:
-    """Show which version an alias names, now or at a time."""
-    if at is None:
-        found = session.client.alias(name, alias)
-        moved = f"since {when(found.moved_at)} (revision {found.revision})"
-        session.result(found, f"{name}@{alias} is version {found.version} {moved}")
-        return
-    time = _time(at)
-    number = session.client.alias_at(name, time, alias)
-    session.result(
-        {"model": name, "name": alias, "version": number, "at": time.isoformat()},
-        f"{name}@{alias} was version {number} at {when(time)}",
-    )
-
-
-def alias_history(
-    session: Session,
-    name: ModelName,
-    alias: Annotated[str, typer.Argument(metavar="[ALIAS]", help="Name of the alias.")] = CHAMPION,
-) -> None:
-    """List every move of an alias: when, from where, by whom, and why."""
-    moves = list(session.client.alias_history(name, alias))
-    rows = [
-        (
-            move.revision,
-            NONE if move.previous is None else move.previous,
-            move.version,
-            when(move.moved_at),
-            move.actor,
-            move.reason,
-        )
-        for move in moves
-    ]
-    columns = ("revision", "from", "to", "moved", "by", "reason")
-    session.table(moves, columns, rows, f"{name}@{alias} has never been moved")
-
-
 def _words(command: str | None) -> list[str]:
     try:
         words = shlex.split(command or "")
@@ -310,18 +230,3 @@ def _execute(words: list[str]) -> None:
         raise EspalierClientError(f"cannot run {words[0]}: {error.strerror}") from error
     if status:
         raise EspalierClientError(f"{shlex.join(words)} ended with status {status}: the watch ends too")
-
-
-def _numbers(texts: list[str]) -> list[int]:
-    try:
-        return [int(part) for text in texts for part in text.split(",")]
-    except ValueError as error:
-        raise typer.BadParameter("--quarantine takes numbers of megabatches: -Q 5 -Q 6, or -Q 5,6") from error
-
-
-def _time(text: str) -> datetime:
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise typer.BadParameter(f"--at {text}: write a time like 2026-03-02T09:30:00Z") from error
-    return time.astimezone()
