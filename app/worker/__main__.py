@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from app.config import Settings
 from app.errors import EspalierError
+from app.service.credentials import spellings
 from app.service.opening import open_store
 from app.worker import device, parent
 from app.worker.logs import logging_config
@@ -30,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     try:
         settings = Settings()
-        logging.config.dictConfig(logging_config(settings.log_level))
+        logging.config.dictConfig(logging_config(settings.log_level, spellings(settings.api_key)))
         logging.captureWarnings(True)
         chosen = device.choose(settings.device)
         device.settle(settings.threads)

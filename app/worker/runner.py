@@ -6,6 +6,7 @@ Laws:
     * A job that fails is logged and runs again at its next time; no error of the store ends the worker.
     * The scheduler keeps nothing: due times are computed from the database, so any number of workers agree, and a job
       that was late (a laptop asleep, a stopped process) runs once, at once.
+    * No clock that is set, on this machine or another, takes a lease from a worker that is alive, or stops a job.
     * ``stop`` is obeyed at the next optimizer step: the running cycle is released with its snapshot.
     * A GPU that has failed for the rest of the process ends the process, before it fails the next model's cycles too.
 """
@@ -25,6 +26,7 @@ from types import FrameType
 
 import torch
 from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.triggers.base import BaseTrigger
 
 from app.config import Settings
 from app.domain import Actor
@@ -32,11 +34,13 @@ from app.errors import StoreBusy
 from app.service.cycles import enqueue_due
 from app.service.lease import Running
 from app.service.outcomes import reclaim, sweep
+from app.service.removal import sweep_erased
 from app.service.retention import retain
 from app.service.training import run_next_cycle
 from app.service.uploads import sweep_uploads
+from app.service.vigil import Vigil
 from app.store.database import Store
-from app.worker import device
+from app.worker import device, steps
 
 log = logging.getLogger("espalier.worker")
 
@@ -47,6 +51,7 @@ _RENEW_SECONDS = 0.25  # how soon progress is seen; the lease itself is written 
 _CRON_SECONDS = 5.0  # cron's grain is a minute
 _SWEEP_SECONDS = 3600.0
 _SWEEP_FIRST_SECONDS = 60.0  # a worker that has just started has cycles to run first
+_SLACK = timedelta(seconds=1)
 _LONGEST_WAIT = 1.0  # between two looks at the stop flag while idle
 _MOST_TROUBLE_SECONDS = 30.0
 
@@ -63,6 +68,7 @@ class Worker:
         self._wake = threading.Event()
         # A plain flag: a signal handler that sets an Event which the main thread is just waiting for can deadlock.
         self._stopping = False
+        self._vigil = Vigil(settings)
         self._scheduler = self._clock()
         self.broken = False
         """Whether it stopped because its device no longer answers."""
@@ -71,10 +77,11 @@ class Worker:
         """Run cycles until ``stop``. Must be called in the main thread."""
         self._scheduler.start()
         try:
-            while not self._stopping:
-                if self._wake.wait(_LONGEST_WAIT):
-                    self._wake.clear()
-                    self._run_queued()
+            with steps.watched(self._look_at_clock):
+                while not self._stopping:
+                    if self._wake.wait(_LONGEST_WAIT):
+                        self._wake.clear()
+                        self._run_queued()
         finally:
             # Reclaims and sweeps can be cut anywhere; leaving does not wait for them.
             self._scheduler.shutdown(wait=False)
@@ -147,14 +154,30 @@ class Worker:
         ]
         for name, job, every, first in jobs:
             start = datetime.now(UTC) + timedelta(seconds=first)
-            scheduler.add_job(_logged(name, job), "interval", seconds=every, id=name, next_run_time=start)
+            scheduler.add_job(_logged(name, job), Every(every), id=name, next_run_time=start)
         return scheduler
+
+    def _look_at_clock(self, seconds: float) -> None:
+        """Bring jobs back whose next time lies too far ahead: a clock that was set back would hold them up until then.
+
+        A sweep waits for its whole interval after a step, since the age of what was just kept cannot be told any more.
+
+        Args:
+            seconds: that the clock was set by since the last look.
+        """
+        now = datetime.now(UTC)
+        if seconds:
+            log.warning("the clock of this machine was set by %+.1f s", seconds)
+            self._scheduler.modify_job("sweep", next_run_time=now + timedelta(seconds=_SWEEP_SECONDS))
+        for job in self._scheduler.get_jobs():
+            if job.next_run_time > now + job.trigger.interval + _SLACK:
+                job.modify(next_run_time=now)
 
     def _heartbeat(self) -> None:
         self._running.renew(self._store, self._settings)
 
     def _reclaim(self) -> None:
-        for cycle in reclaim(self._store, self._settings, self._running.actor):
+        for cycle in reclaim(self._store, self._settings, self._running.actor, self._vigil.silent):
             log.warning("cycle %d of %s had no heartbeat; it is queued again", cycle.number, cycle.model)
             self._wake.set()
 
@@ -167,12 +190,30 @@ class Worker:
         given_up_uploads = sweep_uploads(self._store, self._settings)
         if given_up_uploads:
             log.info("gave up or forgot %d uploads", given_up_uploads)
+        erased = sweep_erased(self._store, self._running.actor)
+        if erased:
+            log.info("removed %d blobs of erased values that an erasure had left behind", erased)
         given_up = retain(self._store, self._settings, self._running.actor)
         if given_up:
             log.info("retention gave up the bytes of %d versions", given_up)
         swept = sweep(self._store, self._settings, self._running.actor)
         if swept:
             log.info("swept %d orphaned blobs", swept)
+
+
+class Every(BaseTrigger):  # type: ignore[misc]  # APScheduler has no types
+    """So many seconds after each run.
+
+    APScheduler's own intervals are counted from the run before, one by one: after a night's sleep of a laptop, or a
+    step of its clock, that is minutes of counting in which no job runs, the heartbeat of a lease included.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.interval = timedelta(seconds=seconds)
+
+    def get_next_fire_time(self, previous: datetime | None, now: datetime) -> datetime:
+        """The interval after now, whenever the run before was."""
+        return now + self.interval
 
 
 def _logged(name: str, job: Callable[[], None]) -> Callable[[], None]:

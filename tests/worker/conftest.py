@@ -39,11 +39,14 @@ class Shop:
     url: str
     folder: Path
     ahead: timedelta = timedelta()
+    lease_seconds: float = 3.0
     stores: list[Store] = field(default_factory=list)
 
     @property
     def settings(self) -> Settings:
-        return Settings(data_dir=self.folder, tick_seconds=0.02, lease_seconds=3.0, heartbeat_seconds=0.05)
+        return Settings(
+            data_dir=self.folder, tick_seconds=0.02, lease_seconds=self.lease_seconds, heartbeat_seconds=0.05
+        )
 
     def store(self) -> Store:
         made = Store(self.url, Blobs(self.folder / "blobs"), clock=lambda: datetime.now(UTC) + self.ahead)

@@ -49,6 +49,7 @@ def test_a_silent_workers_cycle_is_taken_over(shop: Shop) -> None:
         claim = tx.ledger.claim_cycle("dead", 0.05)
         assert claim is not None
         tx.audit.append("cycle.started", model="gas", parameters={"cycle": number})
+    shop.lease_seconds = 0.5
     with shop.working():
         shop.until(lambda: shop.published(store, "gas", number))
     assert [
