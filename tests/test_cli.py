@@ -13,6 +13,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from app import cli
+from app.cli import deployment, serving
 from app.config import Settings
 from app.domain import Actor
 from app.store.blobs import Blobs
@@ -49,21 +50,24 @@ def test_serve_refuses_other_machines_without_a_key(tmp_path: Path) -> None:
     done = run("serve", "--host", "0.0.0.0", "--data-dir", tmp_path)
     assert done.exit_code == 1
     assert "set ESPALIER_API_KEY" in done.stderr
+    assert f"espalier admin-key --data-dir {tmp_path}\n" in done.stderr
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    ("key", "said"),
+    ("key", "keys", "said"),
     [
-        (None, "open to everyone on this machine; set ESPALIER_API_KEY"),
-        ("s3cret-key", "with the key in ESPALIER_API_KEY"),
+        (None, False, "open to everyone on this machine; `espalier admin-key` closes it"),
+        (None, True, "with a key\n"),
+        ("s3cret-key", False, "with the key in ESPALIER_API_KEY"),
+        ("s3cret-key", True, "with a key or with the key in ESPALIER_API_KEY"),
     ],
 )
 def test_serve_says_who_may_come_in(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str | None, said: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str | None, keys: bool, said: str
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        cli._announce(Settings(data_dir=tmp_path, api_key=key), listener, "SQLite", worker=True)
+        serving._announce(Settings(data_dir=tmp_path, api_key=key), listener, "SQLite", keys=keys, worker=True)
     announced = capsys.readouterr().out
     assert said in announced
     assert "s3cret-key" not in announced
@@ -92,7 +96,7 @@ def test_a_setting_that_cannot_be_is_named() -> None:
 def test_options_win_over_the_environment_and_reach_child_processes(tmp_path: Path) -> None:
     os.environ["ESPALIER_PORT"] = "1"
     os.environ["ESPALIER_WORKERS"] = "3"
-    settings = cli._settings(port=2, data_dir=tmp_path / "a" / ".." / "b", host=None)
+    settings = deployment.settings_of(port=2, data_dir=tmp_path / "a" / ".." / "b", host=None)
     assert (settings.port, settings.workers) == (2, 3)
     assert Settings().port == 2
     assert Path(os.environ["ESPALIER_DATA_DIR"]).is_absolute()
@@ -175,7 +179,7 @@ def test_a_place_for_blobs_that_is_none_is_refused(tmp_path: Path, monkeypatch: 
 
 def test_a_password_is_not_shown(tmp_path: Path) -> None:
     settings = Settings(database_url="postgresql+psycopg://me:secret@db/espalier", data_dir=tmp_path)
-    assert cli._database_name(settings) == "postgresql+psycopg://me:***@db/espalier"
+    assert deployment.database_name(settings) == "postgresql+psycopg://me:***@db/espalier"
 
 
 def test_demo_refuses_what_is_no_network() -> None:
