@@ -1,6 +1,7 @@
 # Espalier's commands. `make` lists them.
 #
 #   make demo          the whole flow on a real data set, from a bare checkout
+#   make test-faults   kill, tear, fill and corrupt everything, then count what was lost
 #   make test          lint, types, import contracts and the fast tests
 #
 # Variables:
@@ -25,7 +26,7 @@ STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help setup demo serve check format test test-all bench docs reference clean distclean
+.PHONY: help setup demo serve check format test test-all test-faults bench docs reference clean distclean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -82,6 +83,9 @@ test: check ## check, then the fast tests
 
 test-all: check ## check, then all tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-faults: $(STAMP) ## The whole fault suite, with its table; also build/faults.json
+	@ESPALIER_FAULTS_JSON=build/faults.json $(BIN)/python -m pytest -m faults $(PYTEST_ARGS) tests/faults
 
 bench: $(STAMP) ## Run every benchmark and print it beside its target
 	@$(BIN)/python -m benchmarks
