@@ -21,11 +21,14 @@ from typing import Any
 import typer
 from pydantic import SecretStr
 from pydantic_core import PydanticUndefined
+from starlette.routing import Route
 
 import espalier
 from app import errors
 from app.api import problems
 from app.api.application import create_app
+from app.api.guard import flat
+from app.api.scopes import ANY_KEY, SCOPES
 from app.config import Settings
 from app.learning.recipe import DEFAULT_PRESET, PRESETS, Recipe
 from espalier import cli
@@ -254,6 +257,24 @@ def endpoints() -> str:
     return table(("", "path", "meaning"), rows)
 
 
+# -- scopes ------------------------------------------------------------------------------------------------------------
+
+
+def scopes() -> str:
+    """What each route asks of a key, in the order of the table."""
+    words = {None: "no key", ANY_KEY: "any key"}
+    places: dict[str, list[str]] = {}
+    for route in flat(create_app(Settings()).routes):
+        if isinstance(route, Route):
+            methods = sorted((route.methods or set()) - {"HEAD"}) or ["HEAD"]
+            places.setdefault(route.name, []).extend(f"{method} {route.path}" for method in methods)
+    rows = []
+    for name, needs in SCOPES.items():
+        shown = [place for place in dict.fromkeys(places[name]) if not (len(places[name]) > 1 and place[:4] == "HEAD")]
+        rows.append((_code(name), ", ".join(map(_code, shown)), words.get(needs) or _code(needs)))
+    return table(("route", "is", "needs"), rows)
+
+
 # -- commands ----------------------------------------------------------------------------------------------------------
 
 
@@ -354,6 +375,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "errors": error_table,
     "reasons": reasons,
     "endpoints": endpoints,
+    "scopes": scopes,
     "commands": commands,
     "python": python,
 }
