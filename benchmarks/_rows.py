@@ -61,6 +61,8 @@ def fill(url: str, size: Size, state: str) -> None:
         "megabatches": _megabatches(size),
         "cycles": _cycles(size),
         "versions": _versions(size, state),
+        "uses": _uses(size),
+        "decisions": _decisions(size),
         "aliases": iter([(1, "champion", size.versions, size.versions, _time(size.versions))]),
         "alias_moves": _moves(size),
     }
@@ -99,7 +101,7 @@ def _recipes(size: Size) -> Iterator[Row]:
 def _megabatches(size: Size) -> Iterator[Row]:
     for number in range(1, size.megabatches + 1):
         blobs = [digest(name, number) for name in ("arrays", "x", "y", "ids")]
-        counts = 128, 33_000, [64, 64], None, _time(number), False, 0
+        counts = 128, 33_000, [64, 64], None, _time(number), False, 0, None, None
         yield number, 1, number, "accepted", *blobs, *counts
 
 
@@ -123,7 +125,24 @@ def _versions(size: Size, state: str) -> Iterator[Row]:
         counted = 0.25, 4096, 16384, _LAYERS, metrics, verdict
         blobs = digest("v", number), 29_184, digest("dense", number), 101_376, digest("mask"), state
         seen = max(1, number * size.megabatches // size.versions)
-        yield *head, *counted, *blobs, seen, manifest, _REPORT, _time(number), None, None, False, None
+        yield *head, *counted, *blobs, seen, manifest, _REPORT, _time(number), None, None, False, None, *[None] * 4
+
+
+def _uses(size: Size) -> Iterator[Row]:
+    """Each version used three megabatches; the fifth went into every other version."""
+    for version in range(1, size.versions + 1):
+        others = (6 + version % (size.megabatches - 6), 5 if version % 2 else 4, 3)
+        for megabatch in sorted(others):
+            yield 1, megabatch, version, 1
+
+
+def _decisions(size: Size) -> Iterator[Row]:
+    """One a version, in order; every tenth is about the same example, and another tenth by the same version."""
+    for number in range(1, size.versions + 1):
+        version = 7 if number % 10 == 1 else number
+        example = "often" if number % 10 == 0 else f"e{number}"
+        stamp = version, digest("v", version), example, "a", 0.5
+        yield number, 1, *stamp, _time(number), "line-3", _time(number)
 
 
 def _moves(size: Size) -> Iterator[Row]:
@@ -205,7 +224,7 @@ def _postgresql(url: str, tables: dict[str, Iterable[Row]], frontier: Callable[[
                 text.writelines("\t".join(map(_copied, row)) + "\n" for row in chunk)
                 with cursor.copy(f"COPY {name} ({_columns(name)}) FROM STDIN") as copy:  # type: ignore[arg-type]  # names of our own tables
                     copy.write(text.getvalue())
-        for name in ("models", "megabatches", "cycles", "versions"):
+        for name in ("models", "megabatches", "cycles", "versions", "decisions"):
             top = f"(SELECT max(id) FROM {name})"
             cursor.execute(f"SELECT setval(pg_get_serial_sequence('{name}', 'id'), {top})")  # type: ignore[arg-type]  # names of our own tables
         cursor.execute("UPDATE log_head SET size = %s, root = %s, frontier = %s", _head(frontier()))

@@ -264,8 +264,8 @@ Wire = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 async def _connected(running: Service) -> tuple[list[Wire], list[Wire]]:
     tag = (await asyncio.to_thread(httpx.get, running.url + PATH)).headers["ETag"]
-    wait = f"GET {PATH} HTTP/1.1\r\nHost: x\r\nPrefer: wait=60\r\nIf-None-Match: {tag}\r\n\r\n"
-    stream = "GET /v1/events?kind=alias.moved HTTP/1.1\r\nHost: x\r\n\r\n"
+    wait = f"GET {PATH} HTTP/1.1\r\nHost: localhost\r\nPrefer: wait=60\r\nIf-None-Match: {tag}\r\n\r\n"
+    stream = "GET /v1/events?kind=alias.moved HTTP/1.1\r\nHost: localhost\r\n\r\n"
     port = int(running.url.rpartition(":")[2])
     polls = [await _sent(port, wait) for _ in range(WAITERS)]
     streams = [await _sent(port, stream) for _ in range(WAITERS)]

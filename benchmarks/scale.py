@@ -28,6 +28,7 @@ from app.domain import CHAMPION, Actor, CycleTrigger, MegabatchDraft, Model
 from app.service import models
 from app.store.blobs import Blobs
 from app.store.database import Store, Transaction
+from app.store.decisions import Sought
 from app.store.numbers import Numbers
 from benchmarks._rows import BIG, Size, digest, fill
 
@@ -94,6 +95,17 @@ OPERATIONS: dict[str, Operation] = {
     "audit of a kind": lambda tx, size: tx.audit.entries(None, size.entries // 2, 10, "alias.moved"),
     "audit of a kind of a model": lambda tx, size: tx.audit.entries(BIG, size.entries // 2, 10, "alias.moved"),
     "audit of a version": lambda tx, size: tx.audit.about(BIG, [("cycle", 150), ("version", 150)]),
+    "versions of a megabatch": lambda tx, size: tx.custody.versions_of(_big(tx), 5, None, 10),
+    "versions of a megabatch, later": lambda tx, size: tx.custody.versions_of(_big(tx), 5, size.versions // 2, 10),
+    "megabatches of a version": lambda tx, size: tx.custody.megabatches_of(_big(tx), size.versions // 2, None, 10),
+    "decisions": lambda tx, size: tx.decisions.decisions(_big(tx), Sought(), None, 10),
+    "decisions, later": lambda tx, size: tx.decisions.decisions(_big(tx), Sought(), size.versions // 2, 10),
+    "decisions of a version": lambda tx, size: tx.decisions.decisions(_big(tx), Sought(version=7), None, 10),
+    "decisions of an example": lambda tx, size: tx.decisions.decisions(_big(tx), Sought(example="often"), None, 10),
+    "decisions of an example, later": lambda tx, size: tx.decisions.decisions(
+        _big(tx), Sought(example="often"), size.versions // 2, 10
+    ),
+    "decisions of a batch": lambda tx, size: tx.decisions.between(_big(tx), 5, 15),
     "append": _append,
     "poll": lambda tx, size: tx.ledger.version(BIG, CHAMPION),
     "latest": lambda tx, size: tx.ledger.version(BIG, "latest"),

@@ -145,7 +145,7 @@ def test_downloads_are_sent_by_nginx_under_the_names_of_the_service(front: Front
     assert whole.status_code == 200 and front.has_sent(1)
     assert whole.headers["ETag"] == f'"sha256:{digest.hexdigest()}"'
     assert whole.headers["Repr-Digest"] == whole.headers["Content-Digest"] == named
-    assert whole.headers["Cache-Control"] == "public, max-age=31536000, immutable"
+    assert whole.headers["Cache-Control"] == "private, max-age=31536000, immutable"
     assert whole.headers["Content-Type"] == "application/octet-stream"
     assert whole.headers["Content-Disposition"] == 'attachment; filename="gas-1.safetensors"'
     assert whole.headers["Content-Length"] == str(len(data))
