@@ -15,7 +15,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from starlette.routing import BaseRoute, Match, Route, get_route_path
+from starlette._utils import get_route_path
+from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Scope as AsgiScope
 
 from app.api.scopes import ANY_KEY, CALLER, FILTERED, SCOPES, Needs, check_table

@@ -113,8 +113,8 @@ class Found:
     @property
     def kept(self) -> list[Digest]:
         """Blobs that rows name afterwards, and did not before."""
-        left = [part.left for part in (*self.cuts, *self.evaluation) if part.left is not None]
-        return [digest for one in left for digest in (one.x, one.y, one.ids)]
+        left = [*(cut.left for cut in self.cuts), *(part.left for part in self.evaluation)]
+        return [digest for one in left if one is not None for digest in (one.x, one.y, one.ids)]
 
     def holds(self, tx: Transaction, model: Model) -> bool:
         """Whether the rows are still as they were when it looked."""
@@ -238,8 +238,8 @@ def _without(blobs: Blobs, arrays: tuple[Digest, Digest, Digest], rows: Rows, cl
         size = values.nbytes + labels.nbytes
         examples = len(labels)
         del values, labels
-        kept = [blobs.keep(path)[0] for path in (x, y, ids)]
-    return Left(*kept, examples=examples, bytes=size, histogram=tuple(histogram.tolist())), digest
+        x_kept, y_kept, ids_kept = (blobs.keep(path)[0] for path in (x, y, ids))
+    return Left(x_kept, y_kept, ids_kept, examples, size, tuple(histogram.tolist())), digest
 
 
 def _written(source: Path, rows: Rows, target: Path) -> Path:

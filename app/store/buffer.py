@@ -183,6 +183,13 @@ class Buffer(Erasures):
         wanted = sa.select(megabatches.c.number).where(megabatches.c.model_id == model.id, QUARANTINED)
         return list(self._connection.execute(wanted.order_by(megabatches.c.number)).scalars())
 
+    def erased(self, model: Model) -> list[int]:
+        """Numbers of the megabatches of which values were erased, whole or single examples, in order."""
+        wanted = sa.select(megabatches.c.number).where(
+            megabatches.c.model_id == model.id, megabatches.c.erased_at.is_not(None)
+        )
+        return list(self._connection.execute(wanted.order_by(megabatches.c.number)).scalars())
+
     def same(self, model: Model, digest: Digest) -> Megabatch | None:
         """The megabatch that arrays of this digest are already, if they are one.
 
