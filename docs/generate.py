@@ -278,17 +278,19 @@ def scopes() -> str:
 # -- commands ----------------------------------------------------------------------------------------------------------
 
 
-def walk(command: Any = None, path: tuple[str, ...] = ("espalier",)) -> Iterator[tuple[tuple[str, ...], Any]]:
+def walk(
+    command: Any = None, path: tuple[str, ...] = ("espalier",), above: typer.Context | None = None
+) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Every command of ``espalier``, as it is where the server is installed, with its words."""
     command = command or typer.main.get_command(cli.app)
     if not hasattr(command, "list_commands"):
         yield path, command
         return
-    context = typer.Context(command)
+    context = typer.Context(command, parent=above)  # the server's commands join groups by way of the root
     for name in command.list_commands(context):
         inner = command.get_command(context, name)
         if not inner.hidden:
-            yield from walk(inner, (*path, name))
+            yield from walk(inner, (*path, name), context)
 
 
 _SHARED = ("url", "key", "as_json", "quiet")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, SecretStr, TypeAdapter
 
 from app.api import schemas
 from app.api.application import create_app
@@ -112,7 +112,8 @@ def test_examples_work(schema: type[BaseModel]) -> None:
     for example in examples if isinstance(examples, list) else ():
         parsed = schema.model_validate(example)
         again = json.loads(parsed.model_dump_json(by_alias=True, exclude_unset=True))
-        assert again == example
+        secret = {name: value.get_secret_value() for name, value in parsed if isinstance(value, SecretStr)}
+        assert again | secret == example
 
 
 def test_bodies_have_examples() -> None:

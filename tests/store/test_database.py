@@ -5,17 +5,17 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import threading
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
 
-from app.domain import OPEN_CYCLES, InputSpec
+from app.domain import OPEN_CYCLES, DecisionDraft, InputSpec, Scope
 from app.errors import Fault, RefusedSql, SchemaMismatch, StorageFull, StoreBusy, UnauditedChange
 from app.store import database
 from app.store.blobs import Blobs
 from app.store.database import Store, journal_mode
-from app.store.tables import AUDITED, EXEMPT, LOG, idempotency_keys, metadata, models, uploads
+from app.store.tables import AUDITED, EXEMPT, LOG, idempotency_keys, log_checkpoints, metadata, models, uploads, uses
 from tests.builders import ACTOR, claim, make_cycle, make_evaluation, make_megabatch, make_model, make_version
 
 AUDITED_TABLES = sorted(AUDITED)
@@ -59,17 +59,39 @@ def filled(store):
         _connection(tx).execute(sa.insert(uploads).values(**upload, **soon))
         _connection(tx).execute(sa.insert(idempotency_keys).values(actor="tester", key="k", **soon))
         tx.audit.append("test", model="gas", parameters={"cycle": 1})
+    _fill_access(store, model)
     return store
+
+
+def _fill_access(store, model):
+    """Keys and sessions, what stands between an alias and its moves, what was decided with a version, a signed head."""
+    with store.transaction(ACTOR) as tx:
+        rights = {"scopes": [Scope.READ], "models": None, "requests_per_minute": None, "expires_at": None}
+        tx.keys.create("k1", "line-3", hash="0" * 64, created_by="tester", **rights)
+        tx.keys.used("k1", tx.now)
+        tx.keys.begin_session("1" * 64, "k1", tx.now + timedelta(hours=1))
+        version = tx.ledger.version(model.name, 1)
+        tx.approvals.protect(model, "champion", approvals=1, automatic=True)
+        asked = {"revision": 1, "override": False, "reason": "better", "actor": "tester", "seconds": 60.0}
+        tx.approvals.propose(model, "champion", version, **asked)
+        tx.decisions.record(model, [DecisionDraft(1, version.checkpoint, None, "ok", 0.9, tx.now)])
+        use = {"model_id": model.id, "megabatch": 1, "version": 1, "use": 1}
+        _connection(tx).execute(sa.insert(uses).values(**use))
+        tx.audit.append("test", model="gas")
+    with store.transaction(ACTOR) as tx:
+        tx.audit.keep_checkpoint(tx.audit.head(), "a note")
 
 
 # -- the guard ---------------------------------------------------------------------------------------------------------
 
 
 def test_every_table_is_audited_exempt_or_the_log():
-    told = {"models", "recipes", "megabatches", "evaluation_sets", "cycles", "versions", "aliases", "alias_moves"}
-    assert told == AUDITED
-    assert {"leases", "ticks", "workers", "uploads", "idempotency_keys"} == EXEMPT
-    assert {"audit_entries", "audit_subjects", "log_head"} == LOG
+    learning = {"models", "recipes", "megabatches", "evaluation_sets", "cycles", "versions", "uses"}
+    released = {"aliases", "alias_moves", "protections", "proposals", "decisions"}
+    assert learning | released | {"keys"} == AUDITED
+    passing = {"leases", "ticks", "workers", "uploads", "idempotency_keys", "key_uses", "sessions"}
+    assert passing | {"log_checkpoints"} == EXEMPT
+    assert {"audit_entries", "audit_subjects", "log_head", "log_nodes"} == LOG
     assert set(metadata.tables) == AUDITED | EXEMPT | LOG
 
 
@@ -124,8 +146,14 @@ def test_an_unaudited_change_is_rolled_back_whole(store):
 
 def test_what_the_clock_moves_needs_no_entry(filled):
     with filled.transaction(ACTOR) as tx:
-        for name in EXEMPT:
+        for name in EXEMPT - {log_checkpoints.name}:
             assert _connection(tx).execute(_same_again(metadata.tables[name])).rowcount == 1
+
+
+def test_a_signed_checkpoint_stays_as_it_was_signed(filled):
+    for change in (_same_again(log_checkpoints), sa.delete(log_checkpoints)):
+        with pytest.raises(Fault, match="never changed or deleted|refuses to change the audit log"):
+            _execute(filled, change)
 
 
 @pytest.mark.parametrize("name", sorted(LOG))

@@ -79,13 +79,14 @@ _MAY_FAIL = (
     "/v1/models/{model}/uploads",
     status_code=204,
     summary="Ask what uploads may be",
+    responses=problems(),
 )
 async def uploads_offered(settings: SettingsDep) -> Response:
     """Versions, extensions and limits, in the headers of tus 1.0.0 and of the IETF draft on resumable uploads."""
     return Response(status_code=204, headers=resumable.offers(settings))
 
 
-@router.options(_ONE, status_code=204, summary="Ask what an upload may be")
+@router.options(_ONE, status_code=204, summary="Ask what an upload may be", responses=problems())
 async def upload_offered(settings: SettingsDep) -> Response:
     """The same, of one upload."""
     return Response(status_code=204, headers=resumable.offers(settings))
