@@ -24,7 +24,7 @@ from app.domain import (
     VersionDraft,
     VersionStatus,
 )
-from app.service.state import State, keep_state
+from app.service.state import State, encode_state
 from app.store.database import Store
 from app.store.numbers import Numbers
 from espalier.formats import checkpoint
@@ -174,7 +174,7 @@ class Lineage:
             dense=sha256_digest(dense),
             dense_bytes=len(dense),
             mask_digest=checkpoint.mask_digest({"0.weight": mask}),
-            state=keep_state(self.store.blobs, State(Numbers(range(1, claim.cycle.through + 1)))),
+            state=self.store.blobs.put(encode_state(State(Numbers(range(1, claim.cycle.through + 1))))),
             megabatches=claim.cycle.through,
             manifest=manifest,  # as a cycle leaves it: floats are strings in the checkpoint alone
             report={"validation_by_class": {"examples": [4, 5, 0], "accuracy": [0.75, 0.8, None]}},

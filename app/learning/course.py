@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -31,6 +32,7 @@ from app.learning.metrics import report as report_of
 from app.learning.optimizers import minibatch_bounds
 from app.learning.plan import Plan
 from app.learning.recipe import SnipAbsolute, Taylor
+from app.learning.records import answered, fell, standing, used
 from app.learning.reports import (
     check_finite,
     exported,
@@ -61,6 +63,8 @@ class Course:
         self.mask = self.before
         if not self.mask.holds(self.prunable):
             raise InvariantBroken("the parent's pruned weights are not zero")
+        self.falls = standing(self.mask)
+        self.scored = np.zeros(len(plan.training), dtype=np.bool_)
         self.step = plan.step(self.before)
         self.pruned = 0
         self.fit = self._new_fit()
@@ -123,15 +127,19 @@ class Course:
             InvariantBroken: when a law of the module does not hold afterwards.
         """
         ranking = self._ranking(kept)
+        scored = self._scored(ranking)
         before, self.mask = self.mask, ranking.selection.mask
         self.fit.shrink(self.mask)
         self.pruned += 1
+        fell(self.falls, before, self.mask, self.pruned)
+        self.scored |= scored
         if self.mask.kept != kept or not self.mask.is_subset_of(before) or not self.fit.trains(self.prunable):
             raise InvariantBroken(f"{self.mask.kept} weights are kept where {kept} were planned, or others are trained")
         if self.pruned == len(self.steps):
             self.fit.settle()
         self.record(
-            "mask.pruned", pruning_report(self.plan, self.step, self.fit, self.steps, self.pruned, before, ranking)
+            "mask.pruned",
+            pruning_report(self.plan, self.step, self.fit, self.steps, self.pruned, before, ranking, scored),
         )
         self.pulse()
 
@@ -152,14 +160,15 @@ class Course:
         """Everything that is to be known of the trained network."""
         plan = self.plan
         validation = plan.answers(self.network, plan.verdict, self.pulse)
+        asked = plan.answers(self.network, plan.asked, self.pulse)
         example, _ = plan.training.gather(torch.zeros(1, dtype=torch.int64))
         agreements = [e.parameters["mask_agreement"] for e in self.events if "mask_agreement" in e.parameters]
         return Measured(
             training=evaluate(self.network, plan.training, self.pulse), validation=validation,
-            champion=plan.champion_answers(self.pulse), retained=plan.retained(self.network, self.pulse),
+            champion=plan.champion_answers(self.pulse), retained=plan.retained(asked),
             new=plan.given.new, evaluation=plan.answers(self.network, plan.evaluation, self.pulse), tested=self.tested,
             flops=flops_of(self.network, self.prunable, self.mask, example), agreement=min(agreements, default=None),
-            unrounded=self.unrounded,
+            unrounded=self.unrounded, asked=asked,
         )  # fmt: skip
 
     @property
@@ -198,6 +207,8 @@ class Course:
             stage=self.step.stage, depth=plan.depth, target_density=self.step.density, layers=mask.layers,
             kept=mask.kept, total=mask.total, metrics=metrics, verdict=judgement.verdict, prequential=dict(self.tested),
             events=tuple(self.events), trained=plan.trained, replay=buffer, history=history, report=report,
+            samples=used(plan, self.fit.shown(self.fit.step), self.scored, buffer),
+            answers=answered((plan.asked, measured.asked), (plan.evaluation, measured.evaluation)), falls=self.falls,
             trips=judgement.trips,
         )  # fmt: skip
 
@@ -242,6 +253,14 @@ class Course:
         self._check_start()
         return ranking
 
+    def _scored(self, ranking: Ranking) -> npt.NDArray[np.bool_]:
+        """Which training rows the scores were computed on: (n,) bool."""
+        if ranking.positions is None:  # by training itself
+            return self.fit.shown(self.fit.step)
+        rows = np.zeros(len(self.plan.training), dtype=np.bool_)
+        rows[ranking.positions.numpy()] = True
+        return rows
+
     def _check_start(self) -> None:
         """Before anything is pruned or trained, the weights are the parent's, or the initial ones."""
         source = self.plan.given.parent.arrays if self.plan.given.parent else self.plan.given.initial
@@ -270,6 +289,8 @@ class Course:
         }
         tensors, facts["fit"] = self.fit.state()
         tensors |= {f"mask/{name}": tensor for name, tensor in self.mask.items()}
+        tensors |= {f"falls/{name}": torch.from_numpy(steps.view(np.int16)) for name, steps in self.falls.items()}
+        tensors["scored"] = torch.from_numpy(self.scored)
         return snapshots.encode(tensors, facts, self.plan.device)
 
     def _restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -279,5 +300,7 @@ class Course:
         self.tested = {int(number): Arrival(*tested) for number, tested in facts["tested"].items()}
         self.events[:] = [Event(kind, parameters) for kind, parameters in facts["events"]]
         self.mask = Mask({name: tensors[f"mask/{name}"].to(self.plan.device) for name in self.prunable})
+        self.falls = {name: tensors[f"falls/{name}"].numpy().view(np.uint16) for name in self.prunable}
+        self.scored = tensors["scored"].numpy()
         self.fit = self._new_fit()
         self.fit.restore(tensors, facts["fit"])

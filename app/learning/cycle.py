@@ -30,6 +30,7 @@ from app.learning.mask import Mask
 from app.learning.metrics import Arrival
 from app.learning.normalisation import NormalisationState, fixed_state
 from app.learning.plan import CycleInput, Parent, Plan, starting_network
+from app.learning.records import answered, standing
 from app.learning.reports import exported
 from app.learning.result import CycleResult, Observer
 from app.learning.rows import Examples
@@ -125,5 +126,6 @@ def initial_version(given: CycleInput, *, device: torch.device) -> CycleResult:
     return CycleResult(
         arrays=exported(network, mask), masks=mask.arrays(), normalisation=fixed_state(given.input), stage=0, depth=0,
         target_density=1.0, layers=mask.layers, kept=mask.kept, total=mask.total, metrics={}, verdict=Verdict(True),
-        prequential={}, events=(), trained=(), replay={}, history=History(), report={},
+        prequential={}, events=(), trained=(), replay={}, history=History(), report={}, samples={}, answers=answered(),
+        falls=standing(mask),
     )  # fmt: skip

@@ -70,6 +70,7 @@ class Measured:
         flops: of one example.
         agreement: least agreement of two samples' masks over the pruning steps, if any was measured.
         unrounded: accuracy on the verdict's rows before the weights were rounded; None where they are not.
+        asked: on the validation rows of all megabatches; None when there are none.
     """
 
     training: Evaluation
@@ -82,6 +83,7 @@ class Measured:
     flops: Flops
     agreement: float | None = None
     unrounded: float | None = None
+    asked: Evaluation | None = None
 
 
 def figures(measured: Measured, history: History) -> dict[str, float]:

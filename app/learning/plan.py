@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from app.domain import InputSpec
+from app.domain import Digest, InputSpec
 from app.errors import InvalidInputSpec, InvalidWeights, NothingToTrain
 from app.learning import replay
 from app.learning.architectures import Factory, build, load_strictly
@@ -48,6 +49,7 @@ from app.learning.replay import Buffer
 from app.learning.rows import Examples, Rows
 from app.learning.schedules import Standing, Step, advance
 from app.learning.seeds import permutation, seed_for
+from espalier.formats.canonical import sha256_digest
 from espalier.formats.megabatch import is_validation
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -203,8 +205,7 @@ class Plan:
     @property
     def left_out(self) -> int:
         """Examples of the megabatches that are trained on which are left out, since the evaluation set holds them."""
-        kept = zip(self.trained, self._free, strict=True)
-        return sum(int((self.buffer[number] & ~free).sum()) for number, free in kept)
+        return sum(int(rows.sum()) for rows in self.unused.values())
 
     def megabatch(self, number: int) -> Rows:
         """All rows of one megabatch, as the parent's clients normalise them."""
@@ -215,6 +216,11 @@ class Plan:
     def sample(self, size: int, purpose: str) -> Tensor:
         """Positions of ``size`` random training rows, in random order."""
         return permutation(len(self.training), self.seed(purpose))[:size]
+
+    @cached_property
+    def every_digest(self) -> Digest:
+        """``ids_digest`` of all training rows."""
+        return ids_digest(self.training.ids)
 
     @property
     def sample_size(self) -> int:
@@ -269,16 +275,29 @@ class Plan:
         given = [self.given.evaluation] if self.given.evaluation is not None else []
         return self._rows(given, [np.ones(len(e), dtype=np.bool_) for e in given], self.normalisation, hold=False)
 
-    def retained(self, network: nn.Module, pulse: Callable[[], None]) -> dict[int, Retained]:
-        """What a network knows of the validation rows of each megabatch, by number; those without any are left out."""
-        everything = sorted(self.given.megabatches, key=lambda examples: examples.number)
-        held = [is_validation(np.asarray(examples.ids), self.recipe.validation_share) for examples in everything]
-        rows = self._rows(everything, held, self.normalisation, hold=False)
-        if not len(rows):
+    @cached_property
+    def asked(self) -> Rows:
+        """The validation rows of every megabatch that is there, those that an epoch was selected on too."""
+        held = [is_validation(np.asarray(examples.ids), self.recipe.validation_share) for examples in self.megabatches]
+        return self._rows(self.megabatches, held, self.normalisation, hold=False)
+
+    def retained(self, answers: Evaluation | None) -> dict[int, Retained]:
+        """What a network knows of each megabatch by its answers to ``asked``, by number; those without are absent."""
+        if answers is None:
             return {}
-        right = evaluate(network, rows, pulse).correct
-        sources = [(examples.number, rows.source == index) for index, examples in enumerate(everything)]
+        right, source = answers.correct, self.asked.source
+        sources = [(examples.number, source == index) for index, examples in enumerate(self.megabatches)]
         return {n: Retained(int(right[here].sum()), int(here.sum())) for n, here in sources if here.any()}
+
+    @property
+    def megabatches(self) -> list[Examples]:
+        """All that are there, by number."""
+        return sorted(self.given.megabatches, key=lambda examples: examples.number)
+
+    @property
+    def unused(self) -> dict[int, npt.NDArray[np.bool_]]:
+        """Rows that would be trained on if the evaluation set did not hold them, by number: (n,) bool."""
+        return {number: self.buffer[number] & ~free for number, free in zip(self.trained, self._free, strict=True)}
 
     @property
     def _trainable(self) -> list[npt.NDArray[np.bool_]]:
@@ -388,6 +407,11 @@ def _within(examples: Examples, evaluation: Examples | None) -> npt.NDArray[np.b
     if evaluation is None:
         return np.zeros(len(examples), dtype=np.bool_)
     return np.asarray(np.isin(np.asarray(examples.ids), np.asarray(evaluation.ids)))
+
+
+def ids_digest(ids: npt.NDArray[np.uint64]) -> Digest:
+    """One digest for a set of examples, whatever their order: over their ids, ascending, big-endian."""
+    return sha256_digest(np.sort(ids).astype(">u8").tobytes())
 
 
 def is_finite(values: npt.NDArray[Any]) -> bool:

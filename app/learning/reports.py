@@ -9,7 +9,6 @@ Laws:
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +21,7 @@ from app.learning.guardrails import Judgement
 from app.learning.history import LONGEST, Ancestor, History
 from app.learning.mask import Mask
 from app.learning.metrics import Measured
-from app.learning.plan import Plan, is_finite
+from app.learning.plan import Plan, ids_digest, is_finite
 from app.learning.schedules import Step
 from app.learning.scoring import Ranking
 from app.learning.scoring import figures as agreement_report
@@ -32,8 +31,9 @@ from espalier.formats.writer import rounded
 
 
 def pruning_report(
-    plan: Plan, step: Step, fit: Fit, steps: Sequence[tuple[int, int]], pruned: int, before: Mask, ranking: Ranking
-) -> dict[str, Any]:
+    plan: Plan, step: Step, fit: Fit, steps: Sequence[tuple[int, int]], pruned: int, before: Mask, ranking: Ranking,
+    scored: npt.NDArray[np.bool_],
+) -> dict[str, Any]:  # fmt: skip
     """One pruning step, whole.
 
     Args:
@@ -44,6 +44,7 @@ def pruning_report(
         pruned: how many of them are made, this one included.
         before: the mask that it found.
         ranking: how weights were ranked, and the mask that it made.
+        scored: which training rows the scores were computed on.
     """
     recipe, selection, after = plan.recipe, ranking.selection, ranking.selection.mask
     return {
@@ -66,7 +67,7 @@ def pruning_report(
         ],
         "score_quantiles": list(selection.quantiles),
         "threshold": selection.threshold,
-        **_sample_report(plan, ranking.positions, pruned - 1),
+        **_sample_report(plan, fit, ranking.positions, scored, pruned - 1),
         **agreement_report(ranking.agreement),
         "remedies": list(ranking.remedies),
         "mask_digest_before": before.digest(),
@@ -74,16 +75,22 @@ def pruning_report(
     }
 
 
-def _sample_report(plan: Plan, positions: Tensor | None, index: int) -> dict[str, Any]:
-    if positions is None:
-        return {"scored": "gradients of training", "batchnorm_mode": "train"}
-    ids = np.sort(plan.training.ids[positions.numpy()]).astype(">u8")
+def _sample_report(
+    plan: Plan, fit: Fit, positions: Tensor | None, scored: npt.NDArray[np.bool_], index: int
+) -> dict[str, Any]:
+    """What was scored on; the seed is that of the sample, or of the epoch whose steps are the last in the gradients."""
+    size = int(np.count_nonzero(scored))
+    digest = plan.every_digest if size == len(scored) else ids_digest(plan.training.ids[scored])
+    how, mode, purpose = "gradients of training", "train", f"epoch-{(fit.step - 1) * fit.epochs // fit.steps}"
+    if positions is not None:
+        how = "a sample of the training examples" if size else "weights alone"
+        mode, purpose = "eval", f"scores-{index}"
     return {
-        "scored": "a sample of the training examples" if len(ids) else "weights alone",
-        "sample_digest": "sha256:" + hashlib.sha256(ids.tobytes()).hexdigest(),
-        "sample_size": len(ids),
-        "batchnorm_mode": "eval",
-        "seed": plan.seed(f"scores-{index}"),
+        "scored": how,
+        "sample_digest": digest,
+        "sample_size": size,
+        "batchnorm_mode": mode,
+        "seed": plan.seed(purpose),
     }
 
 

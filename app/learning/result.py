@@ -16,6 +16,7 @@ from app.domain import Event, Layer, Progress, Trip, Verdict
 from app.learning.history import History
 from app.learning.metrics import Arrival
 from app.learning.normalisation import NormalisationState
+from espalier.formats.custody import Answers, Falls, Samples
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +36,10 @@ class CycleResult:
         replay: rows of megabatches in the replay buffer after this cycle, by number: (n,) bool.
         history: what the lineage remembers, this version included.
         report: figures that are no single number: per class, per megabatch, per layer; plain JSON values.
+        samples: what the cycle did with every sample that it used, by number of the megabatch.
+        answers: what the version answers, as it is published, to the validation examples of every megabatch that is
+            there, and to the evaluation set.
+        falls: at which pruning step of the cycle each prunable weight fell.
         trips: guardrails that tripped.
     """
 
@@ -55,6 +60,9 @@ class CycleResult:
     replay: dict[int, npt.NDArray[np.bool_]]
     history: History
     report: dict[str, Any]
+    samples: Samples
+    answers: Answers
+    falls: Falls
     trips: tuple[Trip, ...] = ()
 
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-_KEY = "espalier-snapshot"
+_KEY = "espalier-snapshot-2"
 
 
 def environment(device: torch.device) -> dict[str, Any]:

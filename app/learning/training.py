@@ -19,6 +19,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -120,6 +122,16 @@ class Fit:
         """Examples that optimizer steps have seen, repetitions counted."""
         done = self._bounds[self._in_epoch - 1][1] if self._in_epoch else 0
         return self.epoch * len(self._training) + done
+
+    def shown(self, step: int) -> npt.NDArray[np.bool_]:
+        """Which training rows the first ``step`` optimizer steps show: (n,) bool."""
+        rows = np.zeros(len(self._training), dtype=np.bool_)
+        for epoch in range(-(-step // len(self._bounds))):
+            here = min(step - epoch * len(self._bounds), len(self._bounds))
+            rows[self._order(epoch)[: self._bounds[here - 1][1]].numpy()] = True
+            if rows.all():  # after the first epoch, as a rule
+                break
+        return rows
 
     def run_to(self, step: int, pulse: Pulse) -> None:
         """Train until ``step`` optimizer steps are done, or patience runs out; an epoch that ends there is ended.

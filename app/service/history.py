@@ -243,6 +243,7 @@ def _examine_model(store: Store, name: str, checked: dict[Digest, str | None]) -
         megabatches = list(_walk(lambda after: tx.buffer.megabatches(name, after, _PAGE)))
         whole = [version for version in versions if version.swept_at is None]
         blobs = [(f"version {v.number} of {name}", d) for v in whole for d in (v.checkpoint, v.state)]
+        blobs += [(f"version {number} of {name}", d) for number, d in tx.custody.files(tx.ledger.model(name))]
         there = [megabatch for megabatch in megabatches if megabatch.status is not MegabatchStatus.ERASED]
         blobs += [(f"megabatch {m.number} of {name}", d) for m in there for d in (m.x, m.y, m.ids)]
         sets = tx.buffer.evaluation_sets(tx.ledger.model(name))

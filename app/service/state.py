@@ -52,8 +52,8 @@ class State:
         return State(self.seen | new, replay, history, pinned)
 
 
-def keep_state(blobs: Blobs, state: State) -> Digest:
-    """Store a state; same state, same digest."""
+def encode_state(state: State) -> bytes:
+    """A state as bytes; same state, same bytes."""
     document = {
         "format": "espalier-state-3",
         "seen": [list(run) for run in state.seen.runs],
@@ -61,7 +61,7 @@ def keep_state(blobs: Blobs, state: State) -> Digest:
         "history": dict(state.history),
         "pinned": sorted(state.pinned),
     }
-    return blobs.put(json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode())
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def state_of(blobs: Blobs, version: VersionSummary | None) -> State:
@@ -70,9 +70,16 @@ def state_of(blobs: Blobs, version: VersionSummary | None) -> State:
     Raises:
         MissingBlob, CorruptBlob: the state's bytes are not what was published.
     """
-    if version is None:
-        return State()
-    document = json.loads(blobs.read(version.state))
+    return State() if version is None else read_state(blobs, version.state)
+
+
+def read_state(blobs: Blobs, digest: Digest) -> State:
+    """A state that was kept.
+
+    Raises:
+        MissingBlob, CorruptBlob: its bytes are gone, or changed.
+    """
+    document = json.loads(blobs.read(digest))
     replay = {int(number): _unpacked(rows) for number, rows in document["replay"].items()}
     seen = document["seen"]
     known = Numbers(seen) if document["format"] == "espalier-state-2" else Numbers.of_runs(seen)

@@ -20,7 +20,7 @@ from httpx import Response
 from app.api.application import create_app
 from app.config import Settings
 from app.domain import Actor, CycleTrigger, Layer, MegabatchDraft, Verdict, Version, VersionDraft, VersionStatus
-from app.service.state import State, keep_state
+from app.service.state import State, encode_state
 from app.store.database import Store
 from app.store.migrate import migrate
 from app.store.numbers import Numbers
@@ -107,7 +107,7 @@ class House:
             dense=sha256_digest(dense),
             dense_bytes=len(dense),
             mask_digest=checkpoint.mask_digest(masks),
-            state=keep_state(store.blobs, State(Numbers(range(1, claim.cycle.through + 1)))),
+            state=store.blobs.put(encode_state(State(Numbers(range(1, claim.cycle.through + 1))))),
             megabatches=claim.cycle.through,
             manifest=checkpoint.decode(data).manifest,
         )
