@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.cli.deployment import DataDir, database_name, first_line, opened, refuse, settings_of
 from app.errors import EspalierError
 from app.service import history
+from app.service.notary import Notary
 from app.service.retention import Policy, planned
 from app.store.migrate import migrate as migrate_database
 from app.store.migrate import newest_revision
@@ -35,13 +36,13 @@ def doctor(
     data_dir: DataDir = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Check that all is whole: blobs, numbers, aliases, audit log. Exit status 1 when anything is not."""
+    """Check that all is whole: blobs, rows, audit log, signatures. Exit status 1 when anything is not."""
     settings = settings_of(data_dir=data_dir)
     store = opened(settings)
     try:
         store.blobs.check()
         store.check_schema()
-        findings = history.examine(store)
+        findings = history.examine(store, Notary(store, settings))
         unnamed = history.unnamed(store)
     except (EspalierError, SQLAlchemyError) as error:
         refuse(first_line(error))
@@ -52,9 +53,7 @@ def doctor(
     for finding in findings if not as_json else ():
         typer.echo(f"{finding.kind}: {finding.subject}: {finding.detail}")
     if not as_json:
-        typer.echo(
-            f"{len(findings)} findings" if findings else "all is well: blobs, numbers, aliases and audit log hold"
-        )
+        typer.echo(f"{len(findings)} findings" if findings else "all is well: blobs, rows and audit log hold")
         if unnamed.blobs:
             typer.echo(
                 f"no row names {unnamed.blobs} blobs of {unnamed.bytes:,} bytes: dense forms, and what was left "

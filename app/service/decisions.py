@@ -89,16 +89,21 @@ def document(decision: DecisionDraft) -> dict[str, Any]:
 
 
 def examine_decisions(store: Store) -> Iterator[tuple[str, str]]:
-    """Batches whose rows are not those that the log recorded: the model's name, and what is wrong."""
+    """Decisions whose rows are not those that the log recorded: whose, and what is wrong."""
     after: int | None = None
+    counted = 0
     while True:  # a transaction a page, so that no writer waits for long
         with store.reading() as tx:
             page = tx.audit.entries(None, after, _PAGE, RECORDED)
-            faults = [(entry.model or "", why) for entry in page.items for why in _faults(tx, entry)]
+            faults = [(f"decisions of {entry.model}", why) for entry in page.items for why in _faults(tx, entry)]
+            counted += sum(entry.document["parameters"]["count"] for entry in page.items)
+            kept = tx.decisions.count()
         yield from faults
         if page.next is None:
-            return
+            break
         after = int(page.next)
+    if kept > counted:
+        yield "decisions", f"{kept} are kept, but the audit log recorded {counted}: others were put there"
 
 
 def _faults(tx: Transaction, entry: AuditEntry) -> Iterator[str]:
@@ -108,6 +113,8 @@ def _faults(tx: Transaction, entry: AuditEntry) -> Iterator[str]:
         yield f"{len(rows)} decisions are kept of the {said['count']} that audit entry {entry.seq} recorded"
     elif (found := batch_digest(map(document, rows))) != said["digest"]:
         yield f"decisions {said['first']} to {said['last']} hash to {found}, but audit entry {entry.seq} says otherwise"
+    elif any((row.actor, row.received_at) != (entry.actor, entry.time) for row in rows):
+        yield f"decisions {said['first']} to {said['last']} have another reporter or time than audit entry {entry.seq}"
 
 
 def _check_stamps(tx: Transaction, model: Model, drafts: Iterable[DecisionDraft]) -> None:

@@ -5,18 +5,21 @@ Knows: the audit log, the time line, the fsck. Must never know: HTTP, torch. It 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from itertools import islice
 from typing import TypeVar
 
-from app.domain import CHAMPION, AuditEntry, Digest, LogHead, MegabatchStatus, Page, VersionSummary
-from app.errors import CorruptBlob, Fault, MissingBlob, UnknownAlias, UnknownEntry
+from app.domain import CHAMPION, AuditEntry, Digest, LogHead, Page, VersionSummary
+from app.errors import CorruptBlob, Fault, MissingBlob, SchemaMismatch, Unavailable, UnknownAlias, UnknownEntry
 from app.service.access import examine_keys
+from app.service.agreement import examine_rows
 from app.service.decisions import examine_decisions
+from app.service.notary import Notary
 from app.service.removal import leftovers
-from app.store.audit import subjects_of
+from app.store.audit import Indexed
 from app.store.database import Store
 from app.store.merkle import HEIGHT, WIDTH
 from espalier.formats.proof import Frontier
@@ -187,33 +190,74 @@ def health(store: Store) -> Health:
     return Health(store.dialect, queued, running, heartbeat)
 
 
-def examine(store: Store) -> list[Finding]:
-    """The fsck: blobs hash to their names, versions have no gaps, aliases point to whole versions, the log holds."""
-    findings: list[Finding] = []
+def examine(store: Store, notary: Notary | None = None) -> list[Finding]:
+    """The fsck: blobs hash to their names, rows are what the log says of them, versions and megabatches have no gaps,
+    aliases point to whole versions, the log holds.
+
+    Args:
+        notary: looks at what was signed, too.
+
+    Raises:
+        StoreBusy, SchemaMismatch: the database cannot be looked at.
+    """
     checked: dict[Digest, str | None] = {}
-    for name in model_names(store):
-        findings += _examine_model(store, name, checked)
+    findings = [
+        *_safely("log", "audit log", partial(_examine_log, store)),
+        *_safely("model", "models", partial(_examine_models, store, checked)),
+        *_safely("row", "rows", lambda: _of_kind("row", examine_rows(store))),
+        *_safely("key", "keys", lambda: (Finding("key", f"key {name}", why) for name, why in examine_keys(store))),
+        *_safely("decisions", "decisions", lambda: _of_kind("decisions", examine_decisions(store))),
+        *_safely("erased", "blobs", lambda: (Finding("erased", f"blob {d}", _LEFT) for d in leftovers(store))),
+        *_safely("cache", "blobs", lambda: (Finding("cache", f"blob {d}", why) for d, why in store.blobs.stale())),
+        *_safely("index", "audit log", partial(_examine_index, store)),
+    ]
+    if notary is not None:
+        findings += _safely("signed", "audit log", lambda: _of_kind("signed", notary.examine()))
+    return findings
+
+
+def _of_kind(kind: str, found: Iterable[tuple[str, str]]) -> Iterator[Finding]:
+    return (Finding(kind, subject, why) for subject, why in found)
+
+
+def _safely(kind: str, subject: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """What a look finds; rows that it cannot even read are a finding, and the other looks go on."""
+    found: list[Finding] = []
+    try:
+        found.extend(look())
+    except (Unavailable, SchemaMismatch):
+        raise
+    except Exception as error:  # whatever a changed row can lead to
+        found.append(Finding(kind, subject, f"it cannot be read ({type(error).__name__}: {error})"))
+    return found
+
+
+def _examine_log(store: Store) -> Iterator[Finding]:
     try:
         verify_log(store)
     except Fault as fault:
-        findings.append(Finding("log", "audit log", str(fault)))
-    findings += [Finding("key", f"key {name}", why) for name, why in examine_keys(store)]
-    findings += [Finding("decisions", f"decisions of {name}", why) for name, why in examine_decisions(store)]
-    findings += [Finding("erased", f"blob {digest}", _LEFT) for digest in leftovers(store)]
-    findings += [Finding("cache", f"blob {digest}", why) for digest, why in store.blobs.stale()]
-    return findings + list(_examine_index(store))
+        yield Finding("log", "audit log", str(fault))
+
+
+def _examine_models(store: Store, checked: dict[Digest, str | None]) -> Iterator[Finding]:
+    for name in model_names(store):
+        yield from _safely("model", f"rows of {name}", partial(_examine_model, store, name))
+        yield from _safely("blob", f"rows of {name}", partial(_examine_blobs, store, name, checked))
 
 
 def _examine_index(store: Store) -> Iterator[Finding]:
-    """The index of the log is no evidence, so its rows are counted, not proved."""
-    through, expected = 0, 0
+    """The index of the log is no evidence; it is built from the entries, and must be what they give."""
+    through, expected = 0, Indexed()
     for entry in _entries(store):
-        through, expected = entry.seq, expected + len(subjects_of(entry.document))
+        through, expected = entry.seq, expected.with_entry(entry)
     with store.reading() as tx:
         found = tx.audit.indexed(through)
-    if found != expected:
-        detail = f"its index has {found} rows for entries 1 to {through} instead of {expected}"
+    if found.rows != expected.rows:
+        detail = f"its index has {found.rows} rows for entries 1 to {through} instead of {expected.rows}"
         yield Finding("index", "audit log", f"{detail}: what it says about a version may be incomplete")
+    elif found != expected:
+        detail = f"its index for entries 1 to {through} is not what they give"
+        yield Finding("index", "audit log", f"{detail}: what it says about a version may be wrong")
 
 
 def _entries(store: Store) -> Iterator[AuditEntry]:
@@ -237,17 +281,10 @@ def unnamed(store: Store) -> Unnamed:
     return Unnamed(blobs, taken)
 
 
-def _examine_model(store: Store, name: str, checked: dict[Digest, str | None]) -> Iterator[Finding]:
+def _examine_model(store: Store, name: str) -> Iterator[Finding]:
     with store.reading() as tx:
         versions = list(_walk(lambda after: tx.ledger.time_line(name, after, _PAGE)))
-        megabatches = list(_walk(lambda after: tx.buffer.megabatches(name, after, _PAGE)))
-        whole = [version for version in versions if version.swept_at is None]
-        blobs = [(f"version {v.number} of {name}", d) for v in whole for d in (v.checkpoint, v.state)]
-        blobs += [(f"version {number} of {name}", d) for number, d in tx.custody.files(tx.ledger.model(name))]
-        there = [megabatch for megabatch in megabatches if megabatch.status is not MegabatchStatus.ERASED]
-        blobs += [(f"megabatch {m.number} of {name}", d) for m in there for d in (m.x, m.y, m.ids)]
-        sets = tx.buffer.evaluation_sets(tx.ledger.model(name))
-        blobs += [(f"evaluation set {e.revision} of {name}", d) for e in sets for d in (e.x, e.y, e.ids)]
+        megabatches = [m.number for m in _walk(lambda after: tx.buffer.megabatches(name, after, _PAGE))]
         try:
             champion: int | None = tx.ledger.alias(name, CHAMPION).version
         except UnknownAlias:
@@ -255,17 +292,32 @@ def _examine_model(store: Store, name: str, checked: dict[Digest, str | None]) -
     numbers = sorted(version.number for version in versions)
     if numbers and numbers != list(range(numbers[0], numbers[-1] + 1)):
         yield Finding("gap", name, f"version numbers are not contiguous: {numbers}")
-    if [m.number for m in megabatches] != list(range(1, len(megabatches) + 1)):
-        yield Finding("gap", name, f"megabatch numbers are not contiguous: {[m.number for m in megabatches]}")
+    if megabatches != list(range(1, len(megabatches) + 1)):
+        yield Finding("gap", name, f"megabatch numbers are not contiguous: {megabatches}")
     if champion is not None and champion not in numbers:
         yield Finding("alias", name, f"champion points to version {champion}, which is not there")
     if champion in {version.number for version in versions if version.swept_at is not None}:
         yield Finding("alias", name, f"champion points to version {champion}, whose bytes were swept")
-    for subject, digest in blobs:
+
+
+def _examine_blobs(store: Store, name: str, checked: dict[Digest, str | None]) -> Iterator[Finding]:
+    """Every blob that a row names, and dense forms where there are any."""
+    with store.reading() as tx:
+        model = tx.ledger.model(name)
+        named = list(tx.ledger.blobs_of(model))
+        dense = [(f"dense form of version {number} of {name}", d) for number, d in tx.ledger.dense_forms(model)]
+    for subject, digest in [*named, *((subject, d) for subject, d in dense if store.blobs.has(d))]:
         if digest not in checked:
             checked[digest] = _fault_of(store, digest)
-        if (why := checked[digest]) is not None:
+        if (why := checked[digest]) is not None and _names(store, name, digest):
             yield Finding("blob", subject, why)
+
+
+def _names(store: Store, name: str, digest: Digest) -> bool:
+    """Whether a row names a blob still: retention, an erasure or the end of a cycle may have given it up meanwhile."""
+    with store.reading() as tx:
+        model = tx.ledger.model(name)
+        return digest in {d for _, d in (*tx.ledger.blobs_of(model), *tx.ledger.dense_forms(model))}
 
 
 def _fault_of(store: Store, digest: Digest) -> str | None:

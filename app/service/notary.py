@@ -14,11 +14,11 @@ Laws:
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from app import crash
 from app.config import Settings
-from app.domain import Actor, LogHead
+from app.domain import Actor, LogHead, SignedHead
 from app.errors import Conflict, Fault, LogBehind, StorageFull, StoreBusy
 from app.store.database import Store, Transaction
 from app.store.signing import SigningFiles
@@ -28,6 +28,7 @@ from espalier.formats.note import LogCheckpoint, SignerKey, VerifierKey, opened,
 ACTOR = Actor("notary")
 
 _EPOCH = "/epoch-"
+_PAGE = 500
 
 
 class Notary:
@@ -185,6 +186,93 @@ class Notary:
                 )
             with self._store.reading() as tx:
                 return tx.audit.head()
+
+    # -- whether what was signed holds ---------------------------------------------------------------------------------
+
+    def examine(self) -> Iterator[tuple[str, str]]:
+        """Checkpoints that were signed and do not hold, or that the log does not continue: which, and why. Makes no
+        key and signs nothing.
+        """
+        own = self._own_keys()
+        if isinstance(own, Fault):
+            yield f"key file {self._files.keys}", str(own)
+            own = []
+        keys = [*own, *self._logged_keys()]
+        if (kept := self._files.kept()) is not None:
+            with self._store.reading() as tx:
+                why = _fault_of_kept(tx, kept, keys)
+            if why is not None:
+                yield "the last signed checkpoint, in the file beside the blobs", why
+        given_up = self._given_up()
+        with self._store.reading() as tx:
+            epoch = tx.audit.head().epoch
+        if epoch != max(given_up, default=0) + 1:
+            yield "audit log", f"its head says epoch {epoch}, its entries {max(given_up, default=0) + 1}"
+        after = 0, 0
+        while True:  # a transaction a page: on SQLite a long one would keep every writer waiting
+            with self._store.reading() as tx:
+                page = tx.audit.checkpoints(after, _PAGE)
+                faults = [(signed, _fault_of(tx, signed, keys, given_up)) for signed in page]
+            yield from ((_named(signed), why) for signed, why in faults if why is not None)
+            if len(page) < _PAGE:
+                return
+            after = page[-1].head.epoch, page[-1].head.size
+
+    def _own_keys(self) -> list[VerifierKey] | Fault:
+        try:
+            return [signer.verifier for signer in self._files.signers()]
+        except Fault as fault:
+            return fault
+
+    def _logged_keys(self) -> list[VerifierKey]:
+        """Keys that ever signed, as the log says; the signatures of retired ones are checked by them."""
+        found = []
+        for kind, name in (("log.key-created", "key"), ("log.key-rotated", "new")):
+            with self._store.reading() as tx:
+                entries = tx.audit.entries(None, None, _PAGE, kind).items
+            found += [VerifierKey.parse(str(entry.document["parameters"][name])) for entry in entries]
+        return found
+
+    def _given_up(self) -> dict[int, int]:
+        """By epoch: how many entries of it the next one continues; later ones of it are given up."""
+        with self._store.reading() as tx:
+            entries = tx.audit.entries(None, None, _PAGE, "log.epoch-began").items
+        told = [entry.document["parameters"] for entry in entries]
+        return {int(about["epoch"]) - 1: int(about["continues"]) for about in told}
+
+
+def _fault_of_kept(tx: Transaction, note: str, keys: Sequence[VerifierKey]) -> str | None:
+    head, last = tx.audit.head(), tx.audit.last_checkpoint()
+    try:
+        said = opened(note, keys)
+        _expect(tx, head, said, "it")
+    except (ProofRejected, LogBehind) as error:
+        return str(error)
+    if last is None or (last.head.epoch, last.head.size) < (_epoch_of(said.origin), said.size):
+        return f"the database holds no checkpoint of {said.size} entries, though it was signed: rows of it are gone"
+    return None
+
+
+def _fault_of(
+    tx: Transaction, signed: SignedHead, keys: Sequence[VerifierKey], given_up: Mapping[int, int]
+) -> str | None:
+    head, present = signed.head, tx.audit.head()
+    try:
+        said = opened(signed.note, keys)
+    except ProofRejected as error:
+        return str(error)
+    if (_epoch_of(said.origin), said.size, said.root.hex()) != (head.epoch, head.size, head.root):
+        return f"its row says {head.size} entries and {head.root}, its note something else"
+    if head.epoch > present.epoch or (head.epoch == present.epoch and head.size > present.size):
+        return f"the log has {present.size} entries (epoch {present.epoch}) only: entries at its end are gone"
+    continued = head.epoch == present.epoch or head.size <= given_up.get(head.epoch, 0)
+    if continued and (found := tx.audit.tree().root(head.size).hex()) != head.root:
+        return f"the first {head.size} entries of the log hash to {found} now, not to {head.root}: it was rewritten"
+    return None
+
+
+def _named(signed: SignedHead) -> str:
+    return f"signed checkpoint of {signed.head.size} entries (epoch {signed.head.epoch})"
 
 
 def _expect(tx: Transaction, head: LogHead, said: LogCheckpoint, where: str) -> None:

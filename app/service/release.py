@@ -355,12 +355,18 @@ def _view(tx: Transaction, name: str, ref: str) -> VersionView:
 
 
 def _dense_file(store: Store, version: Version) -> Path:
-    """The dense form. No row names its blob: it is swept when nobody asks for it, and made anew when somebody does."""
-    if not store.blobs.touch(version.dense):
-        decoded = checkpoint.decode(store.blobs.read(version.checkpoint))
-        made = store.blobs.put(checkpoint.encode_dense(decoded))
-        if made != version.dense:  # older versions were recorded without the digest of the checkpoint in it
-            made = store.blobs.put(checkpoint.encode_dense(replace(decoded, digest="")))
-        if made != version.dense:
-            raise CorruptBlob(f"version {version.number} of {version.model!r} does not decode to what was published")
+    """The dense form. No row names its blob: it is swept when nobody asks for it, and made anew when somebody does,
+    also where its bytes have changed.
+    """
+    if store.blobs.touch(version.dense):
+        try:
+            return store.blobs.verified(version.dense)
+        except CorruptBlob:
+            store.blobs.discard(version.dense)
+    decoded = checkpoint.decode(store.blobs.read(version.checkpoint))
+    made = store.blobs.put(checkpoint.encode_dense(decoded))
+    if made != version.dense:  # older versions were recorded without the digest of the checkpoint in it
+        made = store.blobs.put(checkpoint.encode_dense(replace(decoded, digest="")))
+    if made != version.dense:
+        raise CorruptBlob(f"version {version.number} of {version.model!r} does not decode to what was published")
     return store.blobs.verified(version.dense)

@@ -14,8 +14,10 @@ Laws:
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -109,10 +111,16 @@ class Audit:
         """Whether there is anything to write."""
         return bool(self._pending)
 
-    def write(self) -> None:
-        """Write what was appended. The store calls this once, right before it commits."""
+    def write(self, stated: Sequence[Sequence[str | int | None]] = ()) -> None:
+        """Write what was appended. The store calls this once, right before it commits.
+
+        Args:
+            stated: what the last entry says of the rows that were changed.
+        """
         if not self._pending:
             return
+        if stated:
+            self._pending[-1]["rows"] = [list(row) for row in stated]
         head = self._connection.execute(sa.select(log_head).with_for_update()).one()
         frontier = _frontier(head)
         documents = [{"seq": seq, **pending} for seq, pending in enumerate(self._pending, frontier.size + 1)]
@@ -222,10 +230,15 @@ class Audit:
             for row in self._connection.execute(wanted)
         ]
 
-    def indexed(self, through: int) -> int:
-        """How many rows the index of the log has for entries up to this one, by looking at all of it."""
-        rows = sa.select(sa.func.count()).select_from(audit_subjects).where(audit_subjects.c.seq <= through)
-        return self._connection.execute(rows).scalar_one()
+    def indexed(self, through: int) -> Indexed:
+        """What the index of the log has up to this entry and beyond the log's end, by looking at all of it."""
+        columns = audit_subjects.c.model, audit_subjects.c.subject, audit_subjects.c.number, audit_subjects.c.seq
+        here = sa.or_(audit_subjects.c.seq <= through, audit_subjects.c.seq > self.head().size)
+        wanted = sa.select(*columns).where(here).execution_options(yield_per=_VERIFY_ROWS)
+        found = Indexed()
+        for row in self._connection.execute(wanted):
+            found = found.with_row(*row)
+        return found
 
     def entry(self, seq: int) -> AuditEntry:
         """One entry.
@@ -347,6 +360,26 @@ class Audit:
             if limit == 1:
                 raise Fault(f"an audit entry after {after} cannot be read ({error.__cause__ or error})") from error
             return self._rows(after, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Indexed:
+    """Rows of the index of the log, in any order: how many, and the sum of their hashes."""
+
+    rows: int = 0
+    sum: int = 0
+
+    def with_row(self, model: str, subject: str, number: int, seq: int) -> Indexed:
+        """With one row more."""
+        hashed = hashlib.sha256(f"{model} {subject} {number} {seq}".encode()).digest()
+        return Indexed(self.rows + 1, (self.sum + int.from_bytes(hashed)) % 2**256)
+
+    def with_entry(self, entry: AuditEntry) -> Indexed:
+        """With all rows that an entry has."""
+        grown = self
+        for subject, number in subjects_of(entry.document):
+            grown = grown.with_row(str(entry.model), subject, number, entry.seq)
+        return grown
 
 
 def subjects_of(entry: Mapping[str, Any]) -> set[tuple[Subject, int]]:

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator
 
 import sqlalchemy as sa
 
-from app.domain import Digest, Model, Page, Used
+from app.domain import Model, Page, Used
 from app.store.tables import LARGEST, uses, versions
 
 
@@ -24,13 +24,6 @@ class Custody:
 
     def __init__(self, connection: sa.Connection) -> None:
         self._connection = connection
-
-    def files(self, model: Model) -> list[tuple[int, Digest]]:
-        """Every file that says what a version was made from, or what it answered, by the version's number."""
-        columns = (versions.c.inputs, versions.c.samples, versions.c.answers, versions.c.falls)
-        wanted = sa.select(versions.c.number, *columns).where(versions.c.model_id == model.id)
-        rows = self._connection.execute(wanted.order_by(versions.c.number))
-        return [(number, digest) for number, *digests in rows for digest in digests if digest is not None]
 
     def versions_of(self, model: Model, megabatch: int, after: int | None, limit: int) -> Page[Used]:
         """Versions whose own cycle used samples of a megabatch, oldest first.

@@ -7,6 +7,7 @@ Laws:
     * A change is committed on leaving ``Store.transaction()``, or not at all.
     * A transaction that changed an audited table without an audit entry raises ``UnauditedChange`` and changes nothing.
       The guard stands on the engine: bulk and Core statements pass it as well as any other.
+    * The last entry of a transaction states the digest of every audited row that it changed (``witness``).
     * Text and driver-level SQL is refused, and so is any change outside a transaction, or of the log by others than the
       log. Migrations alone, which have their own engine, are free.
     * Busy, unreachable and full databases are ``StoreBusy`` and ``StorageFull``: nothing was changed, try again.
@@ -28,7 +29,7 @@ from weakref import WeakSet
 import psycopg
 import sqlalchemy as sa
 from sqlalchemy.sql import visitors
-from sqlalchemy.sql.dml import UpdateBase
+from sqlalchemy.sql.dml import Insert, UpdateBase
 
 from app import crash
 from app.domain import Actor
@@ -46,6 +47,7 @@ from app.store.replays import Replays
 from app.store.staging import Partials
 from app.store.tables import AUDITED, EXEMPT, LOG
 from app.store.uploads import Uploads
+from app.store.witness import Touched, Witness, note_after, note_before
 
 _READER = Actor("reader")
 _GUARD = "espalier_guard"
@@ -95,6 +97,7 @@ class Transaction:
         custody: which versions a megabatch went into.
         decisions: what clients decided with which version.
         keys: keys, and the browsers that are signed in with one.
+        witness: digests of rows, which the log states.
         last: what is done when all else is written and nobody else can commit: the log is locked by then. An error
             there undoes the transaction.
         actor: who asks for the change.
@@ -113,6 +116,7 @@ class Transaction:
         self.keys = Keys(connection, now)
         self.custody = Custody(connection)
         self.decisions = Decisions(connection, actor, now)
+        self.witness = Witness(connection)
         self.last: list[Callable[[], None]] = []
 
 
@@ -167,7 +171,7 @@ class Store:
                 )
             logged = tx.audit.pending
             with guard.writing_log():
-                tx.audit.write()
+                tx.audit.write(tx.witness.stated(guard.touched))
             for check in tx.last if logged else ():
                 check()
             crash.point("transaction.logged")
@@ -240,6 +244,7 @@ class _Guard:
 
     may_write: bool
     changed: set[str] = field(default_factory=set)
+    touched: Touched = field(default_factory=dict)
     log_is_open: bool = False
 
     @contextmanager
@@ -263,9 +268,7 @@ class _Guard:
             raise RefusedSql(f"{table} is no table of this store")
 
 
-def _refuse_unknown_statements(
-    connection: sa.Connection, statement: Any, _multiparams: Any, _params: Any, _options: Any
-) -> None:
+def _refuse_unknown_statements(connection: sa.Connection, statement: Any, many: Any, once: Any, _options: Any) -> None:
     """Statements that can be looked into are looked into; all others are refused."""
     guard: _Guard | None = connection.get_execution_options().get(_GUARD)
     if isinstance(statement, UpdateBase):
@@ -273,8 +276,17 @@ def _refuse_unknown_statements(
             raise RefusedSql("a change outside Store.transaction()")
         table = statement.table
         guard.note(table.name if isinstance(table, sa.Table) else str(table))
+        note_before(connection, statement, many or [once], guard.touched)
     elif not isinstance(statement, sa.Select):
         raise RefusedSql(f"{type(statement).__name__} SQL is refused: build statements from app.store.tables")
+
+
+def _note_what_was_added(
+    connection: sa.Connection, statement: Any, _multiparams: Any, _params: Any, _options: Any, result: Any
+) -> None:
+    guard: _Guard | None = connection.get_execution_options().get(_GUARD)
+    if isinstance(statement, Insert) and guard is not None:
+        note_after(statement, result.context.compiled_parameters, guard.touched)
 
 
 _LOOKED_INTO: WeakSet[Any] = WeakSet()
@@ -320,6 +332,7 @@ def _engine(url: sa.URL, busy_seconds: float) -> sa.Engine:
         engine = sa.create_engine(url, connect_args=connect_args, pool_pre_ping=True, **options)
         sa.event.listen(engine, "begin", partial(_limit_idling, round(2 * busy_seconds * 1000)))
     sa.event.listen(engine, "before_execute", _refuse_unknown_statements)
+    sa.event.listen(engine, "after_execute", _note_what_was_added)
     sa.event.listen(engine, "before_cursor_execute", _refuse_hidden_statements)
     return engine
 

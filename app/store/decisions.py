@@ -65,6 +65,10 @@ class Decisions:
         wanted = sa.select(*_SHOWN).where(*here).order_by(decisions.c.id)
         return [Decision(**row._mapping) for row in self._connection.execute(wanted)]
 
+    def count(self) -> int:
+        """How many there are, of all models."""
+        return self._connection.execute(sa.select(sa.func.count()).select_from(decisions)).scalar_one()
+
     def decisions(self, model: Model, sought: Sought, after: int | None, limit: int) -> Page[Decision]:
         """Decisions, those made last first.
 

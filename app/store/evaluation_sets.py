@@ -19,6 +19,7 @@ from app.domain import EvaluationSet, MegabatchDraft, Model
 from app.errors import UnknownEvaluationSet
 from app.store.rows import evaluation_set_of
 from app.store.tables import evaluation_sets, megabatches, models
+from app.store.witness import SILENT
 
 
 class EvaluationSets:
@@ -91,7 +92,7 @@ class EvaluationSets:
             overlaps: by number of the megabatch; those that are absent have none.
         """
         self._lock(model)
-        every = sa.update(megabatches).where(megabatches.c.model_id == model.id)
+        every = sa.update(megabatches).where(megabatches.c.model_id == model.id).execution_options(**{SILENT: True})
         self._connection.execute(every.values(evaluation_overlap=0))
         found = [{"at": number, "found": overlap} for number, overlap in overlaps.items() if overlap]
         if found:

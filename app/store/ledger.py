@@ -13,7 +13,7 @@ Laws:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -86,6 +86,21 @@ _NAMING = (
     recipes.c.initial_weights,
 )
 """Every column that names a blob."""
+
+_NUMBER: Mapping[str, sa.Column[int]] = {
+    megabatches.name: megabatches.c.number,
+    evaluation_sets.name: evaluation_sets.c.revision,
+    versions.name: versions.c.number,
+    leases.name: cycles.c.number,
+    recipes.name: recipes.c.revision,
+}
+_WORDS = {
+    megabatches.name: "megabatch",
+    evaluation_sets.name: "evaluation set",
+    versions.name: "version",
+    leases.name: "snapshot of cycle",
+    recipes.name: "initial weights of recipe",
+}
 
 
 class Ledger(Lineages):
@@ -385,6 +400,23 @@ class Ledger(Lineages):
     def named_blobs(self) -> set[Digest]:
         """Every blob that any row names."""
         return {digest for column in _NAMING for digest in self._connection.execute(_naming(column)).scalars()}
+
+    def blobs_of(self, model: Model) -> Iterator[tuple[str, Digest]]:
+        """Every blob that a model's rows name, with the row that does, in words."""
+        for column in _NAMING:
+            table = column.table
+            wanted = _naming(column).add_columns(_NUMBER[table.name])
+            if table is leases:
+                wanted = wanted.join(cycles, cycles.c.id == leases.c.cycle_id).where(cycles.c.model_id == model.id)
+            else:
+                wanted = wanted.where(table.c.model_id == model.id)
+            for digest, number in self._connection.execute(wanted.order_by(_NUMBER[table.name])):
+                yield f"{_WORDS[table.name]} {number} of {model.name}", digest
+
+    def dense_forms(self, model: Model) -> list[tuple[int, Digest]]:
+        """Numbers of versions, and the digests of their dense forms, which need not be there."""
+        wanted = sa.select(versions.c.number, versions.c.dense).where(versions.c.model_id == model.id)
+        return [(row.number, row.dense) for row in self._connection.execute(wanted.order_by(versions.c.number))]
 
     # -- inside --------------------------------------------------------------------------------------------------------
 

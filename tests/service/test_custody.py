@@ -12,6 +12,7 @@ from app.errors import CorruptBlob, NotRecorded, UnknownMegabatch, UnknownVersio
 from app.service import custody
 from app.store.database import Store
 from app.store.tables import megabatches
+from app.store.tables import versions as version_rows
 from espalier.formats.custody import Use, decode_samples
 from tests.builders import ACTOR, make_megabatch, make_model, make_version
 from tests.custody import FRESH, HELD_BACK, OLD, make_recorded
@@ -162,9 +163,8 @@ def test_the_file_itself(store: Store, model: Model) -> None:
 
 def test_a_file_that_is_none_is_not_told_from(store: Store, model: Model) -> None:
     with store.transaction(ACTOR) as tx:
-        tables = sa.table("versions", sa.column("number"), sa.column("samples"))
         strange = store.blobs.put(b"strange")
-        tx.buffer._connection.execute(sa.update(tables).where(tables.c.number == 3).values(samples=strange))
+        tx.buffer._connection.execute(sa.update(version_rows).where(version_rows.c.number == 3).values(samples=strange))
         tx.audit.append("test", model="gas")
     with pytest.raises(CorruptBlob, match="espalier-samples-1"):
         samples(store, "3")

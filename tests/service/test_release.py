@@ -147,12 +147,16 @@ def test_changed_bytes_are_never_served(house: House, form: release.Form) -> Non
     house.create()
     house.grow(1)
     path = release.open_checkpoint(house.store, "gas", "1", form).path
-    data = bytearray(path.read_bytes())
+    whole = path.read_bytes()
+    data = bytearray(whole)
     data[len(data) // 2] ^= 1
     path.chmod(0o644)
     path.write_bytes(data)
-    with pytest.raises(CorruptBlob):
-        release.open_checkpoint(house.store, "gas", "1", form)
+    if form == "dense":
+        assert release.open_checkpoint(house.store, "gas", "1", form).path.read_bytes() == whole, "it was made anew"
+    else:
+        with pytest.raises(CorruptBlob):
+            release.open_checkpoint(house.store, "gas", "1", form)
 
 
 def test_a_version_that_a_running_cycle_made_after_a_rollback_is_not_published(house: House) -> None:

@@ -162,8 +162,8 @@ def test_entries_are_found_by_what_they_are_about(store):
         assert found(("megabatch", 2)) == [5]
         assert found(("cycle", 3), ("version", 2), ("cycle", 2)) == [0, 1, 5, 6]
         assert found(("version", 9)) == found() == []
-        assert tx.audit.indexed(100) == 2 + 2 + 1 + 2 + 1
-        assert tx.audit.indexed(3) == 2
+        assert tx.audit.indexed(100).rows == 2 + 2 + 1 + 2 + 1
+        assert tx.audit.indexed(3).rows == 2
 
 
 @pytest.mark.parametrize("seq", [0, 2, -1, 2**63, 10**30])
