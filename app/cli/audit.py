@@ -49,10 +49,21 @@ def retire(reason: Reason, data_dir: DataDir = None) -> None:
         typer.echo(f"retired {found.text}")
 
 
-def new_epoch(reason: Reason, data_dir: DataDir = None) -> None:
+def new_epoch(
+    reason: Reason,
+    new_key: Annotated[
+        bool,
+        typer.Option(
+            "--new-key", help="The signing key is lost, and every copy of it: sign with a new one from here on."
+        ),
+    ] = False,
+    data_dir: DataDir = None,
+) -> None:
     """Go on from the database as it is, though more was signed before, as after an older backup. Server."""
-    head = _with_notary(data_dir, lambda notary: notary.begin_epoch(reason, _actor()))
-    typer.echo(f"epoch {head.epoch} begins with entry {head.size}: readers will ask why, and the log says it")
+    head = _with_notary(data_dir, lambda notary: notary.begin_epoch(reason, _actor(), new_key=new_key))
+    typer.echo(f"epoch {head.epoch} began; the log has {head.size} entries: readers will ask why, and it says so")
+    if new_key:
+        typer.echo("give readers the new key, by a way that they trust: `espalier audit key`", err=True)
 
 
 def _actor() -> Actor:

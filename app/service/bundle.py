@@ -171,5 +171,5 @@ What is in it:
     {bundle.KEYS}
         the public keys, for you to compare with the one that you trust; by themselves they prove nothing
 
-docs/bundles.md of Espalier describes all of it, for other verifiers.
+docs/log-format.md of Espalier describes all of it, for other verifiers.
 """

@@ -23,7 +23,7 @@ from app.errors import Conflict, Fault, LogBehind, StorageFull, StoreBusy
 from app.store.database import Store, Transaction
 from app.store.signing import SigningFiles
 from espalier.errors import ProofRejected
-from espalier.formats.note import LogCheckpoint, SignerKey, VerifierKey, opened, sign
+from espalier.formats.note import LogCheckpoint, SignerKey, VerifierKey, opened, sign, split
 
 ACTOR = Actor("notary")
 
@@ -152,7 +152,7 @@ class Notary:
                 if tx.audit.last_checkpoint() is not None:
                     raise Fault(
                         f"the log was signed before, but its key is not at {self._files.keys}: put its copy there, or "
-                        "set ESPALIER_LOG_KEY_FILE"
+                        "set ESPALIER_LOG_KEY_FILE; when no copy is left, `espalier audit new-epoch --new-key`"
                     )
             key = SignerKey.generate(self._name or f"espalier-{secrets.token_hex(4)}")
             self._files.write_signers([key])
@@ -162,30 +162,54 @@ class Notary:
 
     # -- epochs --------------------------------------------------------------------------------------------------------
 
-    def begin_epoch(self, reason: str, actor: Actor) -> LogHead:
+    def begin_epoch(self, reason: str, actor: Actor, *, new_key: bool = False) -> LogHead:
         """Go on from the database as it is, whatever was signed before: the log says what was given up.
+
+        Args:
+            reason: why; it stands in the log.
+            actor: who begins it.
+            new_key: the key is lost, with every copy of it: sign with a new one of the same name from here on.
 
         Returns:
             The head with the entry that says so.
+
+        Raises:
+            Conflict: a new key was asked for, but there is one.
+            Fault: there is none, and none was asked for.
         """
-        signers = self._signers()
+        if new_key and self._files.signers():
+            raise Conflict(f"the signing key is at {self._files.keys}: rotate it, or go on with it in the new epoch")
+        signers = () if new_key else self._signers()
         with self._files.alone():
-            kept = self._files.kept()
-            given_up = None if kept is None else self._opened(kept, signers)
+            given_up = self._last_here(signers)
+            fresh = self._replacement(given_up) if new_key else None
             with self._store.transaction(actor) as tx:
                 head = tx.audit.head()
                 epoch = max(head.epoch, _epoch_of(given_up.origin) if given_up else 1) + 1
-                tx.audit.begin_epoch(
-                    epoch,
-                    reason=reason,
-                    parameters={
-                        "epoch": epoch,
-                        "continues": head.size,
-                        "given_up": None if given_up is None else _told(given_up),
-                    },
-                )
+                about = {"epoch": epoch, "continues": head.size, "given_up": given_up and _told(given_up)}
+                tx.audit.begin_epoch(epoch, reason=reason, parameters=about)
+                if fresh is not None:
+                    tx.audit.append("log.key-created", model=None, parameters={"key": fresh.verifier.text})
+            if fresh is not None:  # in this order: killed in between, there is no key still, and this can be run again
+                self._files.give_up()
+                self._files.write_signers([fresh])
             with self._store.reading() as tx:
                 return tx.audit.head()
+
+    def _last_here(self, signers: Sequence[SignerKey]) -> LogCheckpoint | None:
+        """What was signed last on this machine; unverified where there is no key to do it with."""
+        kept = self._files.kept()
+        if kept is None:
+            return None
+        return self._opened(kept, signers) if signers else _unverified(kept)
+
+    def _replacement(self, given_up: LogCheckpoint | None) -> SignerKey:
+        with self._store.reading() as tx:
+            last = tx.audit.last_checkpoint()
+        before = given_up or (None if last is None else _unverified(last.note))
+        if before is None:
+            raise Conflict("nothing was signed yet: the first key is made when it is needed")
+        return SignerKey.generate(self._name or before.origin.partition(_EPOCH)[0])
 
     # -- whether what was signed holds ---------------------------------------------------------------------------------
 
@@ -325,6 +349,13 @@ def _origin(signer: SignerKey, epoch: int) -> str:
 def _epoch_of(origin: str) -> int:
     _, found, number = origin.rpartition(_EPOCH)
     return int(number) if found and number.isdecimal() else 1
+
+
+def _unverified(note: str) -> LogCheckpoint:
+    try:
+        return LogCheckpoint.of(split(note)[0])
+    except ProofRejected as error:
+        raise Fault(f"the last signed checkpoint cannot be read ({error}): restore it from a backup") from error
 
 
 def _told(given_up: LogCheckpoint) -> dict[str, object]:

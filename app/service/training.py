@@ -246,6 +246,7 @@ def _publish(store: Store, watch: Watch, claim: Claim, work: Work, result: Cycle
                 "new": sorted(work.inputs.new),
                 "mask_digest": version.mask_digest,
                 "metrics": dict(result.metrics),
+                "environment": dict(draft.manifest["environment"]),
             },
             inputs=[megabatch.digest for megabatch in trained],
             outputs=[version.checkpoint, version.state, *_records(version)],

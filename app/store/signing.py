@@ -95,6 +95,12 @@ class SigningFiles:
         """Write a checkpoint down, durably, in place of the last one."""
         self._replace(self._checkpoint, note, 0o644)
 
+    def give_up(self) -> None:
+        """Forget the last checkpoint, which nothing will continue. The database has it still."""
+        with disk_errors():
+            self._checkpoint.unlink(missing_ok=True)
+            fsync_folder(self._checkpoint.parent)
+
     def _replace(self, path: Path, text: str, mode: int) -> None:
         with disk_errors():
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

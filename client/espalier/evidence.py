@@ -21,7 +21,7 @@ from espalier.errors import ApiProblem, EspalierClientError, ProofRejected
 from espalier.formats.canonical import canonical_json
 from espalier.formats.lineage import MADE
 from espalier.formats.note import LogCheckpoint, VerifierKey, opened
-from espalier.formats.proof import leaf_hash, verify_consistency, verify_inclusion
+from espalier.formats.proof import leaf_hash, read_hash, verify_consistency, verify_inclusion
 from espalier.pins import Pin, Pins
 from espalier.records import AuditEntry, Version
 from espalier.resources import every
@@ -165,7 +165,7 @@ class Evidence:
         """A proof's hashes; a service that has none refutes itself."""
         try:
             document = json_of(self._http.request("GET", path_of("audit", "proofs", kind), params=params))
-            return [bytes.fromhex(item) for item in document["path"]]
+            return [read_hash(item) for item in document["path"]]
         except ApiProblem as problem:
             if problem.status not in (400, 404, 422):
                 raise

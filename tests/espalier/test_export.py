@@ -64,7 +64,7 @@ def written(folder: Path, *sizes: int, entries: int | None = None) -> Path:
         source.write_bytes(b"".join(line + b"\n" for line in lines))
         added.append((entries_name(first, frontier.size), source))
     note = sign(LogCheckpoint("example.com/log", entries or frontier.size, frontier.root()).body(), [SIGNER])
-    LogFiles(folder).commit(added, (), note, SIGNER.verifier.text)
+    LogFiles(folder).commit(added, (), note, f"{SIGNER.verifier.text}\n")
     return folder
 
 
@@ -136,7 +136,9 @@ def test_numbers_must_be_those_of_the_places(tmp_path: Path) -> None:
     source = tmp_path / "part"
     source.write_bytes(line + b"\n")
     log = LogCheckpoint("example.com/log", 1, leaf_hash(line))
-    LogFiles(tmp_path / "log").commit([(entries_name(1, 1), source)], (), sign(log.body(), [SIGNER]), "")
+    LogFiles(tmp_path / "log").commit(
+        [(entries_name(1, 1), source)], (), sign(log.body(), [SIGNER]), f"{SIGNER.verifier.text}\n"
+    )
     with pytest.raises(ProofRejected, match="entry 1 is not where it belongs"):
         verify_files(tmp_path / "log", [SIGNER.verifier])
 

@@ -72,6 +72,36 @@ def test_while_nothing_is_appended_nothing_is_written(store: Store, settings: Se
         assert len(tx.audit.checkpoints((1, 1), 10)) == 1
 
 
+def test_a_lost_key_ends_an_epoch(store: Store, settings: Settings) -> None:
+    grow(store, 3)
+    old = notary(store, settings)
+    before, keys = opened(old.checkpoint(), old.verifier_keys()), old.verifier_keys()
+    with pytest.raises(Conflict, match="rotate it"):
+        old.begin_epoch("by mistake", ANA, new_key=True)
+    (settings.data_dir / "keys" / "log.key").unlink()
+    for refused in (lambda: notary(store, settings).checkpoint(), lambda: old.begin_epoch("no", ANA)):
+        with pytest.raises(Fault, match="new-epoch --new-key"):
+            refused()
+    head = notary(store, settings).begin_epoch("the disk with the key burnt", ANA, new_key=True)
+    (key,) = notary(store, settings).verifier_keys()
+    after = opened(notary(store, settings).checkpoint(), [key])
+    assert (key.name, head.epoch) == (keys[0].name, 2)
+    assert key not in keys
+    assert (after.origin, after.size, after.root.hex()) == (f"{before.origin}/epoch-2", head.size, head.root)
+    assert kinds(store)[-2:] == ["log.epoch-began", "log.key-created"]
+    with store.reading() as tx:
+        told = tx.audit.entry(head.size - 1).document["parameters"]
+    assert told["given_up"] == {"origin": before.origin, "size": before.size, "root": before.root.hex()}
+    grow(store)
+    assert opened(notary(store, settings).checkpoint(), [key]).size == head.size + 1
+
+
+def test_a_lost_key_of_a_log_that_nothing_signed_needs_no_epoch(store: Store, settings: Settings) -> None:
+    with pytest.raises(Conflict, match="nothing was signed yet"):
+        notary(store, settings).begin_epoch("too early", ANA, new_key=True)
+    assert kinds(store) == []
+
+
 def test_an_older_database_is_not_signed_until_an_epoch_is_begun(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'data' / 'espalier.db'}"
     settings = Settings(data_dir=tmp_path / "data", database_url=url)

@@ -1,7 +1,7 @@
 """Bundles: a checkpoint with everything that shows where it comes from, in one file, verified without a service.
 
 Knows: which members a bundle has, and how each of them is verified. Must never know: a service, or which keys to trust.
-``docs/bundles.md`` describes the bytes for other verifiers.
+``docs/log-format.md`` describes the bytes for other verifiers.
 
 Laws:
     * Trust comes from the keys that the caller gives. The keys in the bundle are for people to compare, and prove
@@ -30,7 +30,7 @@ from espalier.formats.canonical import canonical_json
 from espalier.formats.checkpoint import METADATA_KEY
 from espalier.formats.lineage import Lineage, Made, grown
 from espalier.formats.note import LogCheckpoint, VerifierKey
-from espalier.formats.proof import leaf_hash, verify_inclusion
+from espalier.formats.proof import leaf_hash, read_hash, verify_inclusion
 
 FORMAT = "espalier-bundle-1"
 
@@ -255,7 +255,7 @@ def _proofs(archive: Archive, log: LogCheckpoint) -> Iterator[tuple[int, list[by
 
 def _proof(item: Any) -> tuple[int, list[bytes]]:
     try:
-        return item["seq"], [bytes.fromhex(hashed) for hashed in item["path"]]
+        return item["seq"], [read_hash(hashed) for hashed in item["path"]]
     except (ValueError, LookupError, TypeError) as error:
         raise ProofRejected(f"a proof cannot be read ({error!r:.99})") from None
 

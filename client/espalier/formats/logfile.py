@@ -1,12 +1,13 @@
 """A whole log outside its service: entries in files of many, the signed checkpoint, the public keys.
 
 Knows: the layout of a folder or tar that holds a log, and how it is verified. Must never know: a service.
-``docs/bundles.md`` describes the bytes.
+``docs/log-format.md`` describes the bytes.
 
 Laws:
     * Entries are the bytes that were hashed, one a line; a file of entries never changes once it is there.
     * The checkpoint is written last: what lies past it was left by an export that was cut off, and does not count.
-    * A log is verified entry by entry, in constant memory.
+    * A log is verified entry by entry, in constant memory. Every byte counts that is not past the checkpoint: of a tar
+      also what stands between its files, and of the keys, though they prove nothing, that they are keys.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ class LogFiles:
             return
         try:
             with tarfile.open(self.path, "r:") as tar:
+                _expect_spelled(self.path, tar)
                 yield lambda name: _member(tar, name)
         except tarfile.TarError as error:
             raise ProofRejected(f"{self.path} is no tar of a log: {error}") from error
@@ -162,7 +164,9 @@ def verify_files(
         raise EspalierClientError(f"{path} holds no exported log: `espalier audit export {path}` makes one")
     with files.opened() as read:
         with read(CHECKPOINT) as file:
-            log = opened(_text(file), keys)
+            log = opened(_text(file, CHECKPOINT), keys)
+        with read(KEYS) as file:
+            _expect_keys(_text(file, KEYS))
         names, frontier = files.names(log.size), Frontier()
         for name in names:
             with read(name) as file:
@@ -180,11 +184,21 @@ def verify_files(
     return log, frontier, names
 
 
-def _text(file: BinaryIO) -> str:
+def _text(file: BinaryIO, name: str) -> str:
     try:
         return file.read(_LINE).decode()
     except UnicodeDecodeError:
-        raise ProofRejected("the checkpoint is not UTF-8") from None
+        raise ProofRejected(f"{name} is not UTF-8") from None
+
+
+def _expect_keys(text: str) -> None:
+    """What is there for people to compare must at least be keys, or they would compare damage."""
+    try:
+        listed = [VerifierKey.parse(line).text for line in text.splitlines()]
+    except ProofRejected as error:
+        raise ProofRejected(f"{KEYS}: {error}") from None
+    if not listed or "".join(f"{key}\n" for key in listed) != text:
+        raise ProofRejected(f"{KEYS} does not hold public keys, one a line")
 
 
 def _lines(file: BinaryIO, name: str) -> Iterator[bytes]:
@@ -209,6 +223,30 @@ def _member(tar: tarfile.TarFile, name: str) -> BinaryIO:
     if file is None:
         raise ProofRejected(f"{name} is missing in {tar.name!r}")
     return file  # type: ignore[return-value]  # a buffered reader, which typeshed calls IO[bytes]
+
+
+def _expect_spelled(path: Path, tar: tarfile.TarFile) -> None:
+    """Every byte of a tar that is no file's content is what would be written there, and every file has its place."""
+    at, members = 0, tar.getmembers()
+    with path.open("rb") as file:
+        for member in members:
+            if member.name not in (CHECKPOINT, KEYS) and not _ENTRIES.fullmatch(member.name):
+                raise ProofRejected(f"{path} holds {member.name!r:.99}, which is no part of a log")
+            header = _header(member.name, member.size).tobuf(tarfile.PAX_FORMAT)
+            if _part(file, at, len(header)) != header:
+                raise ProofRejected(f"{path}: what stands before {member.name} is not its header")
+            end = at + len(header) + member.size
+            at = end + -member.size % tarfile.BLOCKSIZE
+            if _part(file, end, at - end).strip(b"\0"):
+                raise ProofRejected(f"{path}: what stands after {member.name} is not empty")
+        closing = 2 * tarfile.BLOCKSIZE + -(at + 2 * tarfile.BLOCKSIZE) % tarfile.RECORDSIZE
+        if len({member.name for member in members}) != len(members) or _part(file, at, closing + 1) != bytes(closing):
+            raise ProofRejected(f"{path} does not end as a tar does, or names a file twice")
+
+
+def _part(file: BinaryIO, at: int, length: int) -> bytes:
+    file.seek(at)
+    return file.read(length)
 
 
 def _header(name: str, size: int) -> tarfile.TarInfo:

@@ -139,10 +139,7 @@ class SignerKey:
 def _fields(text: str) -> tuple[str, str, bytes]:
     name, _, rest = text.partition("+")
     hashed, _, spelled = rest.partition("+")
-    try:
-        data = base64.b64decode(spelled, validate=True)
-    except binascii.Error:
-        data = b""
+    data = _plain(spelled)
     if not _NAME.fullmatch(name) or data[:1] != _ED25519 or len(data) != 33:
         raise ProofRejected("this is no ed25519 key of the form <name>+<hash>+<base64>")
     return name, hashed, data[1:]
@@ -245,11 +242,17 @@ def split(note: str) -> tuple[str, list[tuple[str, bytes, bytes]]]:
     found = []
     for line in lines[:-1].split("\n"):
         parts = _SIGNATURE.fullmatch(line)
-        try:
-            data = base64.b64decode(parts[2], validate=True) if parts else b""
-        except binascii.Error:
-            data = b""
+        data = _plain(parts[2]) if parts else b""
         if parts is None or len(data) <= _HASH_BYTES:
             raise ProofRejected(f"a signature line of the note cannot be read: {line[:80]!r}")
         found.append((parts[1], data[:_HASH_BYTES], data[_HASH_BYTES:]))
     return f"{body}\n", found
+
+
+def _plain(text: str) -> bytes:
+    """Bytes of base64 in its one spelling, in which no bit is left over; empty for any other text."""
+    try:
+        data = base64.b64decode(text, validate=True)
+    except binascii.Error:
+        return b""
+    return data if base64.b64encode(data).decode() == text else b""

@@ -15,6 +15,7 @@ documents, so that a log can be checked from its stored leaves alone.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,6 +30,7 @@ EMPTY_ROOT = hashlib.sha256().digest()
 FIRST_SEQ = 1
 """Entries are numbered from one, without gaps, so the last entry's number is the log's size."""
 
+_HASH = re.compile(r"[0-9a-f]{64}")
 _COPIES = ("seq", "kind", "actor", "request_id", "model")
 
 
@@ -40,6 +42,17 @@ def leaf_hash(data: bytes) -> bytes:
 def node_hash(left: bytes, right: bytes) -> bytes:
     """``SHA-256(0x01 || left || right)``: the hash of an inner node."""
     return hashlib.sha256(b"\x01" + left + right).digest()
+
+
+def read_hash(text: object) -> bytes:
+    """The 32 bytes of a hash as proofs spell it.
+
+    Raises:
+        ValueError: it is not 64 hexadecimal digits in small letters.
+    """
+    if not isinstance(text, str) or not _HASH.fullmatch(text):
+        raise ValueError(f"{text!r:.80} is no hash of 64 hexadecimal digits")
+    return bytes.fromhex(text)
 
 
 def merkle_root(leaves: Sequence[bytes]) -> bytes:
