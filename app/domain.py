@@ -93,6 +93,7 @@ class CycleTrigger(StrEnum):
     MANUAL = "manual"
     ROLLBACK = "rollback"
     GUARDRAIL = "guardrail"
+    QUARANTINE = "quarantine"
     ERASURE = "erasure"
     INITIAL_WEIGHTS = "initial-weights"
 

@@ -32,6 +32,7 @@ from app.api.routes import (
     custody,
     cycles,
     decisions,
+    erasures,
     evaluation,
     events,
     health,
@@ -82,7 +83,7 @@ def create_app(settings: Settings) -> FastAPI:
             "set ESPALIER_API_KEY, or listen on 127.0.0.1 (ESPALIER_HOST)"
         )
     nouns = (
-        *(models, megabatches, uploads, evaluation, cycles, versions, promotion, aliases, audit, events),
+        *(models, megabatches, erasures, uploads, evaluation, cycles, versions, promotion, aliases, audit, events),
         *(custody, decisions, keys, sessions, health),
     )
     routers = [noun.router for noun in nouns]

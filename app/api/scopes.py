@@ -60,6 +60,11 @@ SCOPES: Mapping[str, Needs] = {
     "get_megabatch": Scope.READ,
     "pin_megabatch": Scope.TRAIN,
     "unpin_megabatch": Scope.TRAIN,
+    "quarantine_megabatch": Scope.TRAIN,
+    "release_megabatch": Scope.TRAIN,
+    # Erasure destroys what no other scope can bring back
+    "erase": Scope.ADMIN,
+    "erase_megabatch": Scope.ADMIN,
     # Uploads that take several requests
     "uploads_offered": Scope.INGEST,
     "upload_offered": Scope.INGEST,

@@ -96,6 +96,11 @@ class Found:
     revision: int
 
     @property
+    def already(self) -> tuple[int, ...]:
+        """What was asked for, and is erased."""
+        return tuple(sorted(set(self.named) - {megabatch.number for megabatch in self.whole}))
+
+    @property
     def any(self) -> bool:
         """Whether anything goes."""
         return bool(self.whole or self.cuts or self.evaluation)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from app import crash
@@ -30,7 +30,6 @@ from app.domain import (
     CycleTrigger,
     Digest,
     MegabatchDraft,
-    MegabatchStatus,
     Model,
     VersionSummary,
 )
@@ -82,13 +81,14 @@ class Erased:
     Attributes:
         megabatches: from which something went, by number.
         evaluation: examples that went from the evaluation set in force.
-        absent: ids that no megabatch and no evaluation set holds.
+        absent: ids that no megabatch and no evaluation set holds, or holds any more.
+        already: megabatches that were asked for, and had been erased before.
         versions: numbers of those that took in any of it, by their own cycle or by an ancestor's.
         aliases: those that name such a version, and which.
         clean: the champion's nearest ancestor, or itself, that took in nothing of it and can be used; None: none.
         champion: the move of the champion, if it moved.
         anew: whether the next cycle begins afresh.
-        superseded, queued: cycles that ended, and the one that waits for what is left.
+        superseded, queued: cycles that ended, or would, and the one that waits for what is left.
         shared: blobs that stay, since other rows name the same bytes.
         pending: whether bytes are there still that the next sweep must remove.
     """
@@ -96,6 +96,7 @@ class Erased:
     megabatches: tuple[Gone, ...]
     evaluation: int
     absent: tuple[int, ...]
+    already: tuple[int, ...]
     versions: tuple[int, ...]
     aliases: Mapping[str, int]
     clean: int | None
@@ -119,7 +120,10 @@ def preview(store: Store, name: str, asked: Asked) -> Erased:
     with store.reading() as tx:
         model = tx.ledger.model(name)
         stain = _Stain.of(store, tx, model, found)
-        return _told(found, stain, anew=asked.retrain and stain.clean is None and stain.champion is not None)
+        anew = asked.retrain and stain.clean is None and stain.champion is not None
+        ends = found.any or anew or (asked.retrain and stain.moves)
+        superseded = tuple(tx.ledger.open_cycles(model)) if ends else ()
+        return _told(found, stain, anew=anew, superseded=superseded)
 
 
 def erase(store: Store, name: str, asked: Asked, *, reason: str, actor: Actor) -> Erased:
@@ -192,10 +196,10 @@ def _mark(tx: Transaction, model: Model, found: Found) -> None:
 def _removed(store: Store, done: Erased, given_up: Sequence[Digest], actor: Actor) -> Erased:
     """The bytes go; whatever happens there, the erasure is done: the next sweep takes what is left."""
     try:
-        return _with(done, shared=tuple(remove(store, given_up, actor)))
+        return replace(done, shared=tuple(remove(store, given_up, actor)))
     except (Unavailable, Fault) as trouble:
         log.warning("erased values stay until the next sweep: %s", trouble)
-        return _with(done, pending=True)
+        return replace(done, pending=True)
 
 
 # -- versions ----------------------------------------------------------------------------------------------------------
@@ -214,7 +218,12 @@ class _Stain:
     versions: tuple[int, ...]
     aliases: Mapping[str, int]
     champion: int | None
-    clean: VersionSummary | None = field(default=None)
+    clean: VersionSummary | None
+
+    @property
+    def moves(self) -> bool:
+        """Whether a retraining moves the champion."""
+        return self.clean is not None and self.clean.number != self.champion
 
     @classmethod
     def of(cls, store: Store, tx: Transaction, model: Model, found: Found) -> _Stain:
@@ -265,7 +274,7 @@ def _clean(
 
 def _leave(store: Store, tx: Transaction, model: Model, stain: _Stain, reason: str) -> tuple[Alias | None, bool]:
     """Let production go on from a clean version: the move of the champion, or whether the next cycle begins afresh."""
-    if stain.champion is None or (stain.clean is not None and stain.clean.number == stain.champion):
+    if stain.champion is None or (stain.clean is not None and not stain.moves):
         return None, False
     if stain.clean is None:
         tx.ledger.begin_anew(model)
@@ -363,6 +372,7 @@ def _told(
         megabatches=tuple(sorted(gone, key=lambda one: one.megabatch)),
         evaluation=len(found.in_force.rows) if found.in_force else 0,
         absent=found.absent,
+        already=found.already,
         versions=stain.versions,
         aliases=stain.aliases,
         clean=None if stain.clean is None else stain.clean.number,
@@ -371,11 +381,6 @@ def _told(
         superseded=superseded,
         queued=queued,
     )
-
-
-def _with(done: Erased, *, shared: tuple[Digest, ...] = (), pending: bool = False) -> Erased:
-    values = {name: getattr(done, name) for name in done.__slots__}
-    return Erased(**{**values, "shared": shared, "pending": pending})
 
 
 def _expect_evaluation(found: Found) -> None:
@@ -388,8 +393,3 @@ def _expect_evaluation(found: Found) -> None:
             f"the evaluation set of {found.model.name!r} holds nothing but these examples: send another one to "
             f"PUT /v1/models/{found.model.name}/evaluation-set first; nothing was erased"
         )
-
-
-def is_erased(status: MegabatchStatus) -> bool:
-    """Whether a megabatch is a tombstone."""
-    return status is MegabatchStatus.ERASED

@@ -12,6 +12,7 @@ Laws:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from app.domain import (
@@ -26,13 +27,13 @@ from app.domain import (
     Normalisation,
     Page,
 )
-from app.errors import InvalidMegabatch, StoreBusy
+from app.errors import InvalidMegabatch, MegabatchErased, StoreBusy, Unavailable
 from app.intake import sandbox
 from app.intake.arrays import DecodedFiles, Limits, Reading
 from app.learning.recipe import EveryMegabatches, Recipe
 from app.service.models import describe_input, misfit, normalised_width
 from app.service.overlap import ids_of, overlap
-from app.service.removal import expect_kept
+from app.service.removal import expect_kept, remove
 from app.store.blobs import Blobs, Staged
 from app.store.database import Store, Transaction
 
@@ -103,7 +104,7 @@ def _accept(
 
     decoded, draft = decoded_draft(store.blobs, staged, limits, reading, fit, media)
     draft = _beside(store.blobs, draft, evaluation)
-    with store.transaction(actor) as tx:
+    with _kept(store, draft, actor), store.transaction(actor) as tx:
         model = tx.ledger.lock_model(name)
         if decoded.format not in _SELF_EVIDENT and reading_of(model.input) != reading:
             return None
@@ -121,6 +122,17 @@ def _accept(
         _audit(tx, megabatch, before, spec, cycle)
         expect_kept(tx, logged, (draft.x, draft.y, draft.ids))
     return Accepted(megabatch, True, cycle)
+
+
+@contextmanager
+def _kept(store: Store, draft: MegabatchDraft, actor: Actor) -> Iterator[None]:
+    """What was kept while somebody erased the same content must not outlive the erasure."""
+    try:
+        yield
+    except MegabatchErased:
+        with suppress(Unavailable):  # the sweep takes it
+            remove(store, (draft.x, draft.y, draft.ids), actor)
+        raise
 
 
 def _expect_welcome(store: Store, model: Model, decoded: DecodedFiles) -> None:

@@ -206,7 +206,7 @@ def roll_back(
         superseded, queued = replace_open_cycles(
             store, tx, model, CycleTrigger.ROLLBACK, f"rolled back to version {target.number}"
         )
-        _audit_quarantine(tx, quarantined, reason)
+        audit_quarantine(tx, quarantined, reason)
         tx.audit.append("alias.moved", model=name, reason=reason, parameters=move_parameters(alias, previous.number))
         tx.audit.append(
             "model.rolled_back",
@@ -315,7 +315,8 @@ def _holds_any(store: Store, version: VersionSummary, megabatches: Sequence[int]
 def replace_open_cycles(
     store: Store, tx: Transaction, model: Model, trigger: CycleTrigger, reason: str
 ) -> tuple[tuple[Cycle, ...], Cycle | None]:
-    """Supersede every open cycle, since the champion moved; were there any, enqueue one for all that it has not seen.
+    """Supersede every open cycle, since the champion moved, or what may be trained on is another; were there any,
+    enqueue one for all that the champion has not seen.
 
     Returns:
         The superseded cycles, and the new one.
@@ -332,7 +333,8 @@ def replace_open_cycles(
     return superseded, queued
 
 
-def _audit_quarantine(tx: Transaction, megabatches: Sequence[Megabatch], reason: str) -> None:
+def audit_quarantine(tx: Transaction, megabatches: Sequence[Megabatch], reason: str) -> None:
+    """Append that these megabatches are in quarantine from now on."""
     for megabatch in megabatches:
         tx.audit.append(
             "megabatch.quarantined",

@@ -118,10 +118,14 @@ class Buffer(Erasures):
 
         Raises:
             UnknownMegabatch: there is no such megabatch.
+            MegabatchErased: nothing is there that could be replayed.
         """
         self._lock(model)
-        if self.megabatch(model.name, number).pinned is pinned:
-            return self.megabatch(model.name, number), False
+        present = self.megabatch(model.name, number)
+        if pinned:
+            expect_values(present)
+        if present.pinned is pinned:
+            return present, False
         self._connection.execute(sa.update(megabatches).where(*_is(model, number)).values(pinned=pinned))
         return self.megabatch(model.name, number), True
 
@@ -234,6 +238,18 @@ class Buffer(Erasures):
     def _select(self, model: Model, condition: sa.ColumnElement[bool]) -> list[Megabatch]:
         wanted = _all().where(megabatches.c.model_id == model.id, condition).order_by(megabatches.c.number)
         return [megabatch_of(row) for row in self._connection.execute(wanted)]
+
+
+def expect_values(megabatch: Megabatch) -> None:
+    """Make sure that a megabatch is no tombstone.
+
+    Raises:
+        MegabatchErased: it is.
+    """
+    if megabatch.status is MegabatchStatus.ERASED:
+        raise MegabatchErased(
+            f"megabatch {megabatch.number} of {megabatch.model!r} was erased for good: nothing of it is there any more"
+        )
 
 
 def _welcome(first: Megabatch) -> Megabatch:

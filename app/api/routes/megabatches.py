@@ -1,4 +1,4 @@
-"""Megabatches: upload, list, look at, pin."""
+"""Megabatches: upload, list, look at, pin, put into quarantine and let out."""
 
 from __future__ import annotations
 
@@ -60,6 +60,7 @@ router = APIRouter(prefix="/v1/models/{model}/megabatches", tags=["megabatches"]
             errors.TooManyUploads,
             errors.InvalidMegabatch,
             errors.MegabatchQuarantined,
+            errors.MegabatchErased,
             errors.UploadTooLarge,
             errors.DigestMismatch,
             errors.LengthMismatch,
@@ -114,7 +115,7 @@ def get_megabatch(name: ModelName, number: Number, store: StoreDep) -> schemas.M
 @router.post(
     "/{number}/pin",
     summary="Pin a megabatch",
-    responses=problems(errors.UnknownModel, errors.UnknownMegabatch, *JSON_BODY),
+    responses=problems(errors.UnknownModel, errors.UnknownMegabatch, errors.MegabatchErased, *JSON_BODY),
 )
 def pin_megabatch(
     name: ModelName, number: Number, body: schemas.Reason, store: StoreDep, actor: ActorDep
@@ -135,6 +136,32 @@ def unpin_megabatch(
     """Leave it to the replay policy again, which may choose among all of its examples."""
     unpinned, spec = megabatches.pin_megabatch(store, name, number, pinned=False, reason=body.reason, actor=actor)
     return schemas.Megabatch.from_domain(unpinned, spec)
+
+
+@router.post(
+    "/{number}/quarantine",
+    summary="Quarantine a megabatch",
+    responses=problems(errors.UnknownModel, errors.UnknownMegabatch, errors.MegabatchErased, *JSON_BODY),
+)
+def quarantine_megabatch(
+    name: ModelName, number: Number, body: schemas.Reason, store: StoreDep, actor: ActorDep
+) -> schemas.SortedMegabatch:
+    """Keep it out of all training until it is released. Open cycles are superseded; versions that saw it stay."""
+    done = megabatches.quarantine_megabatch(store, name, number, reason=body.reason, actor=actor)
+    return schemas.SortedMegabatch.from_domain(done)
+
+
+@router.post(
+    "/{number}/release",
+    summary="Release a megabatch from quarantine",
+    responses=problems(errors.UnknownModel, errors.UnknownMegabatch, errors.MegabatchErased, *JSON_BODY),
+)
+def release_megabatch(
+    name: ModelName, number: Number, body: schemas.Reason, store: StoreDep, actor: ActorDep
+) -> schemas.SortedMegabatch:
+    """Let the next cycle train on it again. Open cycles are superseded, and one takes their place."""
+    done = megabatches.release_megabatch(store, name, number, reason=body.reason, actor=actor)
+    return schemas.SortedMegabatch.from_domain(done)
 
 
 # -- inside ------------------------------------------------------------------------------------------------------------

@@ -63,6 +63,7 @@ _PART = {
 _MAY_FAIL = (
     errors.InvalidMegabatch,
     errors.MegabatchQuarantined,
+    errors.MegabatchErased,
     errors.UploadTooLarge,
     errors.DigestMismatch,
     errors.ChecksumMismatch,

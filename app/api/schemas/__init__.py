@@ -31,6 +31,7 @@ from app.api.schemas.custody import (
 )
 from app.api.schemas.cycles import Cycle, Cycles, NewCycle, Progress
 from app.api.schemas.decisions import Decision, Decisions, NewDecision, NewDecisions, RecordedDecisions
+from app.api.schemas.erasures import Erased, Gone, NewErasure, SortedMegabatch
 from app.api.schemas.evaluation import EvaluationSet
 from app.api.schemas.health import Alive, Ready, WorkerHealth
 from app.api.schemas.inputs import Input, NewInput, NewNormalisation, Normalisation
@@ -72,8 +73,10 @@ __all__ = [
     "Cycles",
     "Decision",
     "Decisions",
+    "Erased",
     "EvaluationSet",
     "Fault",
+    "Gone",
     "Inclusion",
     "InitialWeights",
     "Input",
@@ -94,6 +97,7 @@ __all__ = [
     "NewCycle",
     "NewDecision",
     "NewDecisions",
+    "NewErasure",
     "NewInput",
     "NewKey",
     "NewModel",
@@ -121,6 +125,7 @@ __all__ = [
     "Sample",
     "Session",
     "SignIn",
+    "SortedMegabatch",
     "SourceTally",
     "Tensor",
     "TimeLine",

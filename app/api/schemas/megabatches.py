@@ -54,10 +54,12 @@ class Megabatch(BaseModel):
 
     model: str = Field(description="Name of the model.")
     number: int = Field(description="Number, in order of arrival, from 1.")
-    status: domain.MegabatchStatus = Field(description="`accepted`, or `quarantined`: never trained on again.")
+    status: domain.MegabatchStatus = Field(
+        description="`accepted`; `quarantined`: not trained on until it is released; `erased`: its values are gone."
+    )
     pinned: bool = Field(description="Whether every cycle replays it, whatever the replay policy keeps.")
-    digest: Digest = Field(description="Of the decoded arrays, however they were packed.")
-    examples: int = Field(description="How many examples.")
+    digest: Digest = Field(description="Of the decoded arrays as they were accepted, however they were packed.")
+    examples: int = Field(description="How many examples; of an erased megabatch, how many it had.")
     bytes: int = Field(description="Size of the decoded arrays.")
     histogram: dict[str, int] = Field(description="Examples per class name.")
     shape: list[int] | None = Field(description="Shape of one example.")
@@ -71,6 +73,7 @@ class Megabatch(BaseModel):
     )
     cycle: int | None = Field(None, description="The cycle that this upload set off; null elsewhere.")
     received_at: Time = Field(description="When it was accepted.")
+    erased_at: Time | None = Field(None, description="When values of it were last erased; null: all are there.")
 
     @classmethod
     def from_domain(
@@ -92,6 +95,7 @@ class Megabatch(BaseModel):
             evaluation_overlap=megabatch.evaluation_overlap,
             cycle=None if cycle is None else cycle.number,
             received_at=megabatch.received_at,
+            erased_at=megabatch.erased_at,
         )
 
 
