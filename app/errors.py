@@ -49,6 +49,7 @@
     │   └── NetworkUnusable      the network does not fit its input, or has nothing to prune
     ├── Unavailable              try again later
     │   ├── StoreBusy  StorageFull  TooManyUploads
+    │   ├── BytesErased          the same bytes were erased elsewhere while they were kept
     │   ├── TooManyRequests      .seconds: after which it may be tried again
     │   └── StorageUnreachable  StorageRefused
     └── Fault                    a law of the house is broken
@@ -312,6 +313,10 @@ class Unavailable(EspalierError):
 
 class StoreBusy(Unavailable):
     """The database is busy with another writer."""
+
+
+class BytesErased(Unavailable):
+    """The same bytes were erased elsewhere while they were kept; nothing was changed, and they may be sent again."""
 
 
 class TooManyRequests(Unavailable):

@@ -99,6 +99,7 @@ TABLE: dict[type[errors.EspalierError], Kind] = {
     errors.OtherModel: Kind(403, "other-model", "The key is for other models"),
     errors.KeyRequired: Kind(401, "key-required", "A key is needed", {"WWW-Authenticate": 'Bearer realm="espalier"'}),
     errors.StoreBusy: Kind(503, "store-busy", "The database is busy", {"Retry-After": "1"}),
+    errors.BytesErased: Kind(503, "bytes-erased", "The same bytes were erased meanwhile", {"Retry-After": "1"}),
     errors.StorageFull: Kind(507, "storage-full", "The disk is full"),
     errors.StorageUnreachable: Kind(
         503, "storage-unreachable", "The bucket of the blobs does not answer", {"Retry-After": "5"}

@@ -33,10 +33,10 @@ from app.domain import (
     Model,
     VersionSummary,
 )
-from app.errors import EvaluationEmptied, Fault, StoreBusy, Unavailable
+from app.errors import BytesErased, EvaluationEmptied, Fault, StoreBusy, Unavailable
 from app.service.cuts import Cut, EvaluationCut, Found, carried_out, looked
 from app.service.release import move_parameters, replace_open_cycles
-from app.service.removal import expect_kept, remove
+from app.service.removal import expect_kept, kept, remove
 from app.service.state import enqueue_rest, state_of
 from app.store.database import Store, Transaction
 
@@ -145,15 +145,23 @@ def erase(store: Store, name: str, asked: Asked, *, reason: str, actor: Actor) -
             logged = tx.audit.head().size
             _fetch_ahead(store, _Stain.of(store, tx, tx.ledger.model(name), found))
         found = carried_out(store.blobs, found)
-        with store.transaction(actor) as tx:
-            model = tx.ledger.lock_model(name)
-            if not found.holds(tx, model):
-                continue  # somebody trained, uploaded or erased meanwhile
-            done, given_up = _erase(store, tx, model, found, asked, reason)
-            expect_kept(tx, logged, found.kept)
-        crash.point("erasure.marked")
-        return _removed(store, done, given_up, actor)
+        with suppress(BytesErased):  # what is left was erased elsewhere while it was kept: kept anew
+            if (done := _marked(store, found, asked, logged, reason, actor)) is not None:
+                crash.point("erasure.marked")
+                return _removed(store, *done, actor)
     raise StoreBusy(f"megabatches of {name!r} keep changing: try again; nothing was erased")
+
+
+def _marked(
+    store: Store, found: Found, asked: Asked, logged: int, reason: str, actor: Actor
+) -> tuple[Erased, list[Digest]] | None:
+    """What was done, and the blobs that were given up; None: somebody trained, uploaded or erased meanwhile."""
+    with kept(store, found.kept, actor), store.transaction(actor) as tx:
+        model = tx.ledger.lock_model(found.model.name)
+        if not found.holds(tx, model):
+            return None
+        expect_kept(tx, logged, found.kept)
+        return _erase(store, tx, model, found, asked, reason)
 
 
 def _erase(

@@ -18,7 +18,7 @@ from app.intake.arrays import Limits
 from app.intake.sandbox import DecodedFiles
 from app.service.ingest import check_fit, decoded_draft, reading_of
 from app.service.overlap import ids_of, overlap
-from app.service.removal import expect_kept
+from app.service.removal import expect_kept, kept
 from app.store.blobs import Blobs, Staged
 from app.store.database import Store
 
@@ -62,7 +62,8 @@ def set_evaluation(
     )
     again = before is not None and before.digest == draft.digest
     counted = {} if again else _counted(store, model, draft)
-    with store.transaction(actor) as tx:
+    arrays = (draft.x, draft.y, draft.ids)
+    with kept(store, arrays, actor), store.transaction(actor) as tx:
         model = tx.ledger.lock_model(name)
         before = tx.buffer.evaluation(model)
         found, new = tx.buffer.set_evaluation(model, draft)
@@ -83,7 +84,7 @@ def set_evaluation(
                 },
                 inputs=[found.x, found.y, found.ids],
             )
-            expect_kept(tx, logged, (found.x, found.y, found.ids))
+            expect_kept(tx, logged, arrays)
         view = EvaluationView(found, model.input, tx.buffer.evaluation_overlap(model))
     return view, new
 

@@ -12,7 +12,7 @@ Laws:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from app.domain import (
@@ -27,13 +27,13 @@ from app.domain import (
     Normalisation,
     Page,
 )
-from app.errors import InvalidMegabatch, MegabatchErased, StoreBusy, Unavailable
+from app.errors import BytesErased, InvalidMegabatch, StoreBusy
 from app.intake import sandbox
 from app.intake.arrays import DecodedFiles, Limits, Reading
 from app.learning.recipe import EveryMegabatches, Recipe
 from app.service.models import describe_input, misfit, normalised_width
 from app.service.overlap import ids_of, overlap
-from app.service.removal import expect_kept, remove
+from app.service.removal import expect_kept, kept
 from app.store.blobs import Blobs, Staged
 from app.store.database import Store, Transaction
 
@@ -75,16 +75,17 @@ def accept_megabatch(
     Raises:
         UnknownModel, MegabatchQuarantined, MegabatchErased: nothing was changed.
         InvalidMegabatch: only the audit log says so.
-        StoreBusy: other uploads kept changing the model's input; nothing was changed.
+        StoreBusy: other uploads kept changing the model's input, or erasures what it is made of; nothing was changed.
     """
     try:
         for _ in range(TRIES):
-            if (accepted := _accept(store, name, staged, media, limits, actor)) is not None:
-                return accepted
+            with suppress(BytesErased):  # then they are kept anew
+                if (accepted := _accept(store, name, staged, media, limits, actor)) is not None:
+                    return accepted
     except InvalidMegabatch as refusal:
         _audit_refusal(store, name, staged, refusal, actor)
         raise
-    raise StoreBusy("other uploads keep changing what the model is fed: send this one again")
+    raise StoreBusy("other uploads, or erasures, keep coming in between: send this one again")
 
 
 def _accept(
@@ -104,7 +105,8 @@ def _accept(
 
     decoded, draft = decoded_draft(store.blobs, staged, limits, reading, fit, media)
     draft = _beside(store.blobs, draft, evaluation)
-    with _kept(store, draft, actor), store.transaction(actor) as tx:
+    arrays = (draft.x, draft.y, draft.ids)
+    with kept(store, arrays, actor), store.transaction(actor) as tx:
         model = tx.ledger.lock_model(name)
         if decoded.format not in _SELF_EVIDENT and reading_of(model.input) != reading:
             return None
@@ -120,19 +122,8 @@ def _accept(
             model = tx.ledger.set_input(model, spec)
         cycle = _enqueue_if_met(tx, model, recipe)
         _audit(tx, megabatch, before, spec, cycle)
-        expect_kept(tx, logged, (draft.x, draft.y, draft.ids))
+        expect_kept(tx, logged, arrays)
     return Accepted(megabatch, True, cycle)
-
-
-@contextmanager
-def _kept(store: Store, draft: MegabatchDraft, actor: Actor) -> Iterator[None]:
-    """What was kept while somebody erased the same content must not outlive the erasure."""
-    try:
-        yield
-    except MegabatchErased:
-        with suppress(Unavailable):  # the sweep takes it
-            remove(store, (draft.x, draft.y, draft.ids), actor)
-        raise
 
 
 def _expect_welcome(store: Store, model: Model, decoded: DecodedFiles) -> None:

@@ -14,9 +14,10 @@ Laws:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from app.domain import Actor, AuditEntry, Digest
-from app.errors import StoreBusy
+from app.errors import BytesErased, MegabatchErased, StoreBusy, Unavailable
 from app.store.database import Store, Transaction
 
 ERASING = ("megabatch.erased", "samples.erased", "evaluation.erased")
@@ -93,15 +94,28 @@ def expect_kept(tx: Transaction, since: int, digests: Sequence[Digest]) -> None:
         digests: what its rows name from now on.
 
     Raises, at the end of the transaction:
-        StoreBusy: one was; nothing was changed.
+        BytesErased: one was; nothing was changed.
     """
 
     def check() -> None:
         for entry in _of_kind(tx, REMOVED, since):
             if not set(digests).isdisjoint(_inputs(entry)):
-                raise StoreBusy("the same bytes were erased elsewhere while they were kept: send them again")
+                raise BytesErased("the same bytes were erased elsewhere while they were kept: send them again")
 
     tx.last.append(check)
+
+
+@contextmanager
+def kept(store: Store, digests: Sequence[Digest], actor: Actor) -> Iterator[None]:
+    """Around a transaction whose rows are to name bytes that were just kept: where an erasure comes in between, nothing
+    of them is left behind.
+    """
+    try:
+        yield
+    except (BytesErased, MegabatchErased):
+        with suppress(Unavailable):  # the sweep takes them when they are older than the grace period
+            remove(store, digests, actor)
+        raise
 
 
 def _history(store: Store) -> tuple[dict[Digest, int], dict[Digest, int]]:
