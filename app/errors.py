@@ -48,7 +48,7 @@
     │   ├── TrainingDiverged     losses, scores or weights became infinite or NaN
     │   └── NetworkUnusable      the network does not fit its input, or has nothing to prune
     ├── Unavailable              try again later
-    │   ├── StoreBusy  StorageFull  TooManyUploads
+    │   ├── StoreBusy  StorageFull  StorageFailed  TooManyUploads
     │   ├── BytesErased          the same bytes were erased elsewhere while they were kept
     │   ├── TooManyRequests      .seconds: after which it may be tried again
     │   └── StorageUnreachable  StorageRefused
@@ -329,6 +329,10 @@ class TooManyRequests(Unavailable):
 
 class StorageFull(Unavailable):
     """The disk is full."""
+
+
+class StorageFailed(Unavailable):
+    """The disk, or the database's, reports errors: its owner must look at it."""
 
 
 class StorageUnreachable(Unavailable):

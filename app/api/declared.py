@@ -30,7 +30,7 @@ JSON_BODY = (MALFORMED_JSON, BODY_TOO_LARGE, UNSUPPORTED_MEDIA)
 
 _ALWAYS: tuple[type[errors.EspalierError] | Kind, ...] = (
     *(INVALID_REQUEST, errors.KeyRequired, errors.ScopeMissing, errors.OtherModel),
-    *(errors.TooManyRequests, errors.StoreBusy),
+    *(errors.TooManyRequests, errors.StoreBusy, errors.StorageFailed),
 )
 _COMPONENTS = "#/components/schemas/"
 

@@ -101,6 +101,7 @@ TABLE: dict[type[errors.EspalierError], Kind] = {
     errors.StoreBusy: Kind(503, "store-busy", "The database is busy", {"Retry-After": "1"}),
     errors.BytesErased: Kind(503, "bytes-erased", "The same bytes were erased meanwhile", {"Retry-After": "1"}),
     errors.StorageFull: Kind(507, "storage-full", "The disk is full"),
+    errors.StorageFailed: Kind(503, "storage-failed", "The disk reports errors", {"Retry-After": "60"}),
     errors.StorageUnreachable: Kind(
         503, "storage-unreachable", "The bucket of the blobs does not answer", {"Retry-After": "5"}
     ),

@@ -9,6 +9,8 @@ Laws:
       one that was signed. A log that is shorter than what was signed, as after an older backup, or that was rewritten,
       is not signed (``LogBehind``) until a new epoch is begun, which the log itself records.
     * While nothing was appended, nothing is signed or written.
+    * A key signs only once the log says so: its entry is committed, then its file is written. Killed in between, the
+      log names a key that signs nothing, and the next one is named beside it.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from app import crash
 from app.config import Settings
 from app.domain import Actor, LogHead, SignedHead
-from app.errors import Conflict, Fault, LogBehind, StorageFull, StoreBusy
+from app.errors import Conflict, Fault, LogBehind, StorageFailed, StorageFull, StoreBusy
 from app.store.database import Store, Transaction
 from app.store.signing import SigningFiles
 from espalier.errors import ProofRejected
@@ -44,7 +46,7 @@ class Notary:
     def checkpoint(self) -> str:
         """The signed note of the present head.
 
-        Where it cannot be stored, because a disk is full or the database is busy, the last one that was.
+        Where it cannot be stored, because a disk is full or failing or the database is busy, the last one that was.
 
         Raises:
             LogBehind: the database is older than what was signed, or was rewritten; with the remedy.
@@ -59,7 +61,7 @@ class Notary:
                 return kept
             with self._files.alone():
                 return self._sign(signers)
-        except (StorageFull, StoreBusy):
+        except (StorageFull, StorageFailed, StoreBusy):
             if kept is None:
                 raise
             self._opened(kept, signers)
@@ -116,10 +118,10 @@ class Notary:
         old = self._signers()
         new = SignerKey.generate(old[0].name)
         with self._files.alone():
-            self._files.write_signers([new, *old])
             with self._store.transaction(actor) as tx:
                 keys = {"new": new.verifier.text, "beside": [signer.verifier.text for signer in old]}
                 tx.audit.append("log.key-rotated", model=None, reason=reason, parameters=keys)
+            self._files.write_signers([new, *old])
         self.checkpoint()
         return new.verifier
 
@@ -134,10 +136,10 @@ class Notary:
             raise Conflict("there is one signing key alone: rotate it first")
         self.checkpoint()  # signed by the present key, too, so that it can be opened by that alone from now on
         with self._files.alone():
-            self._files.write_signers([present])
             with self._store.transaction(actor) as tx:
                 keys = {"present": present.verifier.text, "retired": [signer.verifier.text for signer in old]}
                 tx.audit.append("log.key-retired", model=None, reason=reason, parameters=keys)
+            self._files.write_signers([present])
         return [signer.verifier for signer in old]
 
     def _signers(self) -> tuple[SignerKey, ...]:
@@ -155,9 +157,9 @@ class Notary:
                         "set ESPALIER_LOG_KEY_FILE; when no copy is left, `espalier audit new-epoch --new-key`"
                     )
             key = SignerKey.generate(self._name or f"espalier-{secrets.token_hex(4)}")
-            self._files.write_signers([key])
             with self._store.transaction(ACTOR) as tx:
                 tx.audit.append("log.key-created", model=None, parameters={"key": key.verifier.text})
+            self._files.write_signers([key])
         return (key,)
 
     # -- epochs --------------------------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ Laws:
     * The last entry of a transaction states the digest of every audited row that it changed (``witness``).
     * Text and driver-level SQL is refused, and so is any change outside a transaction, or of the log by others than the
       log. Migrations alone, which have their own engine, are free.
-    * Busy, unreachable and full databases are ``StoreBusy`` and ``StorageFull``: nothing was changed, try again.
+    * Busy, unreachable, full and failing databases are ``StoreBusy``, ``StorageFull`` and ``StorageFailed``: nothing
+      was changed, try again.
 """
 
 from __future__ import annotations
@@ -33,7 +34,16 @@ from sqlalchemy.sql.dml import Insert, UpdateBase
 
 from app import crash
 from app.domain import Actor
-from app.errors import EspalierError, Fault, RefusedSql, SchemaMismatch, StorageFull, StoreBusy, UnauditedChange
+from app.errors import (
+    EspalierError,
+    Fault,
+    RefusedSql,
+    SchemaMismatch,
+    StorageFailed,
+    StorageFull,
+    StoreBusy,
+    UnauditedChange,
+)
 from app.store.approvals import Approvals
 from app.store.audit import Audit
 from app.store.blobs import Blobs
@@ -362,10 +372,13 @@ def _begin(connection: sa.Connection) -> None:
 
 # -- errors ------------------------------------------------------------------------------------------------------------
 
+_FAILED = "the disk of the database reports errors: look at it and at the machine's log, then try again"
+
 _SQLITE_ERRORS: dict[int, tuple[type[EspalierError], str]] = {
     sqlite3.SQLITE_BUSY: (StoreBusy, "the database is busy with another writer: try again"),
     sqlite3.SQLITE_LOCKED: (StoreBusy, "the database is busy with another writer: try again"),
     sqlite3.SQLITE_CANTOPEN: (StoreBusy, "the database file cannot be opened: is its folder there and writable?"),
+    sqlite3.SQLITE_IOERR: (StorageFailed, _FAILED),
     sqlite3.SQLITE_FULL: (StorageFull, "the disk of the database is full: free space, then try again"),
 }
 
@@ -377,6 +390,7 @@ _POSTGRESQL_ERRORS: dict[str, tuple[type[EspalierError], str]] = {
     "57014": (StoreBusy, "the database took too long: try again"),  # statement timeout
     "53300": (StoreBusy, "the database has no connection to spare: try again"),
     "53100": (StorageFull, "the disk of the database is full: free space, then try again"),
+    "58030": (StorageFailed, _FAILED),  # I/O error
     "42P01": (SchemaMismatch, "the database lacks a table: run `espalier migrate`"),
     "42703": (SchemaMismatch, "the database lacks a column: run `espalier migrate`"),
     "P0001": (RefusedSql, "the database refuses to change the audit log"),  # raised by our triggers

@@ -57,7 +57,8 @@ class SigningFiles:
             Fault: the file cannot be used, with the remedy.
         """
         try:
-            found = self.keys.stat()
+            with disk_errors():
+                found = self.keys.stat()
         except FileNotFoundError:
             return ()
         if found.st_mode & 0o077:
@@ -66,7 +67,8 @@ class SigningFiles:
             )
         state = found.st_ino, found.st_size, found.st_mtime_ns
         if self._read is None or self._read[0] != state:
-            self._read = state, self._parsed(self.keys.read_text("utf-8", errors="replace"))
+            with disk_errors():
+                self._read = state, self._parsed(self.keys.read_text("utf-8", errors="replace"))
         return self._read[1]
 
     def _parsed(self, text: str) -> tuple[SignerKey, ...]:
@@ -87,7 +89,8 @@ class SigningFiles:
     def kept(self) -> str | None:
         """The last checkpoint that was signed on this machine."""
         try:
-            return self._checkpoint.read_text("utf-8", errors="replace")
+            with disk_errors():
+                return self._checkpoint.read_text("utf-8", errors="replace")
         except FileNotFoundError:
             return None
 
@@ -113,5 +116,6 @@ class SigningFiles:
                     os.fsync(handle)
                 unfinished.replace(path)
                 fsync_folder(path.parent)
+                fsync_folder(path.parent.parent)  # the folder may be new
             finally:
                 unfinished.unlink(missing_ok=True)

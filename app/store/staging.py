@@ -12,7 +12,6 @@ Laws:
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import os
@@ -24,7 +23,8 @@ from io import FileIO
 from pathlib import Path
 
 from app.errors import MissingBlob, StorageFull, UploadBusy
-from app.store.blobs import Staged
+from app.store.blobs import Staged, disk_errors
+from app.store.blobs.staging import fsync_folder
 
 SPARE_BYTES = 64 * 1024 * 1024
 """What must stay free on the disk beside an upload: the database and the logs are on it too."""
@@ -48,7 +48,7 @@ class Part:
         Raises:
             StorageFull: the disk is full; what was appended before stays.
         """
-        with _disk():
+        with disk_errors():
             for block in blocks:
                 rest = memoryview(block)
                 while rest:
@@ -62,7 +62,7 @@ class Part:
     def sync(self) -> int:
         """Make what was appended by now durable; returns its size in bytes. More may be appended meanwhile."""
         offset = self.offset
-        with _disk():
+        with disk_errors():
             os.fdatasync(self._file.fileno())
         return offset
 
@@ -82,8 +82,9 @@ class Partials:
     def __init__(self, root: Path) -> None:
         self._folder = root / "uploads"
         self._states: OrderedDict[str, tuple[int, hashlib._Hash]] = OrderedDict()
-        with _disk():
+        with disk_errors():
             self._folder.mkdir(parents=True, exist_ok=True)
+            fsync_folder(root)
 
     def path(self, upload: str) -> Path:
         """The file of an upload, whether it is there or not."""
@@ -91,15 +92,15 @@ class Partials:
 
     def create(self, upload: str) -> None:
         """Make the empty file of a new upload, durably."""
-        with _disk():
+        with disk_errors():
             self.path(upload).touch(exist_ok=False)
-            self._sync_folder()
+            fsync_folder(self._folder)
 
     def adopt(self, upload: str, staged: Staged) -> None:
         """Make a body that was received whole the file of an upload."""
-        with _disk():
+        with disk_errors():
             staged.path.replace(self.path(upload))
-            self._sync_folder()
+            fsync_folder(self._folder)
         self._remember(upload, staged.size, None)
 
     def require_space(self, needed: int) -> None:
@@ -122,16 +123,18 @@ class Partials:
         Raises:
             MissingBlob: it is shorter than was recorded.
         """
-        if file.seek(0, os.SEEK_END) < offset:
-            raise _lost(upload)
-        file.truncate(offset)
-        file.seek(offset)
+        with disk_errors():
+            if file.seek(0, os.SEEK_END) < offset:
+                raise _lost(upload)
+            file.truncate(offset)
+            file.seek(offset)
         part = Part(file, offset, self._state(upload, offset))
         try:
             yield part
         finally:
             self._remember(upload, part.offset, part.state)
 
+    @disk_errors()
     def whole(self, upload: str, file: FileIO, length: int) -> Staged:
         """A file that is held and complete, with its digest.
 
@@ -144,11 +147,13 @@ class Partials:
         found = hashlib.file_digest(file, "sha256") if state is None else state
         return Staged(self.path(upload), f"sha256:{found.hexdigest()}", length)
 
+    @disk_errors()
     def remove(self, upload: str) -> None:
         """Remove an upload's bytes; without effect when they are gone."""
         self._states.pop(upload, None)
         self.path(upload).unlink(missing_ok=True)
 
+    @disk_errors()
     def strays(self, known: Collection[str], older_than: float) -> list[str]:
         """Uploads whose files no row names, last written before a time (seconds since the epoch)."""
         found = [path for path in self._folder.iterdir() if path.name not in known]
@@ -162,7 +167,8 @@ class Partials:
             UploadBusy: somebody holds it. MissingBlob: it is gone.
         """
         try:
-            file = self.path(upload).open("r+b", buffering=0)
+            with disk_errors():
+                file = self.path(upload).open("r+b", buffering=0)
         except FileNotFoundError:
             raise _lost(upload) from None
         with file:
@@ -188,23 +194,6 @@ class Partials:
         while len(self._states) > _REMEMBERED:
             self._states.popitem(last=False)
 
-    def _sync_folder(self) -> None:
-        descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
 
 def _lost(upload: str) -> MissingBlob:
     return MissingBlob(f"bytes of upload {upload} are missing on the server: delete it, then upload again")
-
-
-@contextmanager
-def _disk() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageFull("the disk is full: free space on the server, then go on with the upload") from error
-        raise

@@ -7,6 +7,7 @@ Laws:
     * A blob's name is the SHA-256 of its bytes. ``read`` and ``verify`` check it; ``path`` checks that it is there.
     * The sweep takes a blob only if it is older than the grace period and no row names it. Keeping bytes, or touching
       them, makes them young enough for a row to follow.
+    * Every method raises ``StorageFailed`` where the disk reports errors.
     * Whatever fails, a name has all of its bytes or is not there, and doing it again mends it.
 """
 
@@ -99,14 +100,17 @@ class Blobs:
 
     # -- out -----------------------------------------------------------------------------------------------------------
 
+    @disk_errors()
     def has(self, digest: Digest) -> bool:
         """Whether a blob of this name is there; its bytes are not checked."""
         return self._shelf.has(digest)
 
+    @disk_errors()
     def touch(self, digest: Digest) -> bool:
         """Like ``has``, and a row that names it may follow from now on, within half the grace period."""
         return self._shelf.touch(digest)
 
+    @disk_errors()
     def path(self, digest: Digest) -> Path:
         """A file with a blob's bytes, to map into memory or to send: open it at once. Its bytes are not checked here.
 
@@ -115,6 +119,7 @@ class Blobs:
         """
         return self._shelf.local(digest).path
 
+    @disk_errors()
     def size(self, digest: Digest) -> int:
         """Bytes of a blob.
 
@@ -123,6 +128,7 @@ class Blobs:
         """
         return self._shelf.size(digest)
 
+    @disk_errors()
     def read(self, digest: Digest) -> bytes:
         """A blob's bytes, verified.
 
@@ -134,6 +140,7 @@ class Blobs:
             return data
         return self._shelf.renewed(digest).read_bytes()
 
+    @disk_errors()
     def verify(self, digest: Digest) -> None:
         """Hash a blob where it really lies, without holding it in memory.
 
@@ -142,6 +149,7 @@ class Blobs:
         """
         self._shelf.verify(digest)
 
+    @disk_errors()
     def verified(self, digest: Digest) -> Path:
         """A file with a blob's bytes, checked by this process once for each state of the file: open it at once.
 
@@ -162,10 +170,12 @@ class Blobs:
 
     # -- away ----------------------------------------------------------------------------------------------------------
 
+    @disk_errors()
     def discard(self, digest: Digest) -> None:
         """Remove a blob that only its caller names, such as a snapshot; without effect when it is gone already."""
         self._shelf.discard(digest)
 
+    @disk_errors()
     def erase(self, digest: Digest) -> None:
         """Remove a blob and the copy on this machine, however young, and make sure of it; without effect when it is
         gone already. The caller sees to it that no row names it, nor is about to.
@@ -175,10 +185,12 @@ class Blobs:
         """
         self._shelf.erase(digest)
 
+    @disk_errors()
     def drop_copy(self, digest: Digest) -> None:
         """Remove the copy of a blob on this machine, if it is one of a blob that lies elsewhere."""
         self._shelf.drop_copy(digest)
 
+    @disk_errors()
     def sweep(self, referenced: Referenced, older_than_seconds: float, now: datetime) -> list[Digest]:
         """Remove blobs that no row names, and what was left in staging, once they are older than the grace period.
 

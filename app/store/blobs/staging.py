@@ -4,7 +4,7 @@ Knows: temporary files, fsync, full disks. Must never know: where blobs lie.
 
 Laws:
     * Whatever ends a receiver or a workspace, nothing is left of it. What a killed process left goes by its age.
-    * A full disk is ``StorageFull``, wherever it is met.
+    * A full disk is ``StorageFull``, and one that reports errors ``StorageFailed``, wherever it is met.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from typing import Self
 
 from app import crash
 from app.domain import Digest
-from app.errors import StorageFull, UploadTooLarge
+from app.errors import StorageFailed, StorageFull, UploadTooLarge
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_FAILED = {errno.EIO, errno.EROFS, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.EREMOTEIO}
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +128,16 @@ class Receiver:
 
 @contextmanager
 def disk_errors() -> Iterator[None]:
-    """Say what a full disk means here."""
+    """Say what a full disk, or one that reports errors, means here."""
     try:
         yield
     except OSError as error:
         if error.errno in _FULL:
             raise StorageFull("the disk is full: free space, then send it again") from error
+        if error.errno in _FAILED:
+            raise StorageFailed(
+                f"the disk reports an error ({error.strerror}): look at it and at the machine's log, then try again"
+            ) from error
         raise
 
 
