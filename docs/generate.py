@@ -369,9 +369,35 @@ def _signature(thing: Any) -> str:
     return str(inspect.Signature(shown)).replace("<factory>", "{}")
 
 
+# -- faults ------------------------------------------------------------------------------------------------------------
+
+FAULTS = DOCS / "evidence" / "faults.json"
+_FIGURES = {
+    "injected": "faults injected",
+    "crash_states": "crash states enumerated",
+    "kills": "kills survived",
+    "bad_inputs": "bad inputs tried",
+    "schemathesis": "requests made by schemathesis",
+    "lost": "lost",
+    "doubled": "doubled",
+    "unaudited": "unaudited",
+    "tests": "tests",
+    "failed": "of them failed",
+}
+
+
+def faults() -> str:
+    """What a run of the fault suite counted."""
+    if not FAULTS.exists():
+        return "No run is recorded yet.\n"
+    found = json.loads(FAULTS.read_text())
+    return table(("count", "figure"), [(said, f"{found[name]:,}") for name, said in _FIGURES.items()])
+
+
 # -- pages -------------------------------------------------------------------------------------------------------------
 
 BLOCKS: dict[str, Callable[[], str]] = {
+    "faults": faults,
     "settings": settings,
     "recipe": recipe,
     "errors": error_table,

@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from _pytest.nodeid import coerce_node_id
 
 from tests.scenarios.conftest import deployment, on_each_database  # noqa: F401  # fixtures, for this folder too
 
@@ -17,6 +18,8 @@ NAMES = {
     "injected": "faults injected",
     "crash_states": "crash states enumerated",
     "kills": "kills survived",
+    "bad_inputs": "bad inputs tried",
+    "schemathesis": "schemathesis cases",
     "lost": "lost",
     "doubled": "doubled",
     "unaudited": "unaudited",
@@ -46,6 +49,9 @@ def tally(request):
 def pytest_collection_modifyitems(items):
     for item in items:
         if HERE in item.path.parents:
+            if not item.nodeid.endswith(item.name):
+                # Schemathesis gives all operations one id, of which xdist would run one.
+                item._id = coerce_node_id(f"{item.nodeid.rpartition('::')[0]}::{item.name}")
             item.add_marker(pytest.mark.faults)
             if item.get_closest_marker("sample") is None:
                 item.add_marker(pytest.mark.slow)

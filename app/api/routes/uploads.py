@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import anyio
 from fastapi import APIRouter, Header, Path, Request, Response
@@ -76,10 +76,17 @@ _MAY_FAIL = (
 )
 
 
+def _path_parameter(name: str, told: str) -> dict[str, Any]:
+    """A parameter that the document names, though no answer depends on it."""
+    schema = {"type": "string", "minLength": 1}
+    return {"parameters": [{"name": name, "in": "path", "required": True, "description": told, "schema": schema}]}
+
+
 @router.options(
     "/v1/models/{model}/uploads",
     status_code=204,
     summary="Ask what uploads may be",
+    openapi_extra=_path_parameter("model", "Name of a model; whether there is one does not matter."),
     responses=problems(),
 )
 async def uploads_offered(settings: SettingsDep) -> Response:
@@ -87,7 +94,13 @@ async def uploads_offered(settings: SettingsDep) -> Response:
     return Response(status_code=204, headers=resumable.offers(settings))
 
 
-@router.options(_ONE, status_code=204, summary="Ask what an upload may be", responses=problems())
+@router.options(
+    _ONE,
+    status_code=204,
+    summary="Ask what an upload may be",
+    openapi_extra=_path_parameter("upload", "Id of an upload; whether there is one does not matter."),
+    responses=problems(),
+)
 async def upload_offered(settings: SettingsDep) -> Response:
     """The same, of one upload."""
     return Response(status_code=204, headers=resumable.offers(settings))
