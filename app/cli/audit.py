@@ -13,6 +13,7 @@ import typer
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.cli.deployment import DataDir, first_line, opened, refuse, settings_of
+from app.cli.replaying import replay
 from app.domain import Actor
 from app.errors import EspalierError
 from app.service.notary import Notary
@@ -23,10 +24,11 @@ Reason = Annotated[str, typer.Option("--reason", "-r", help="Why; it stands in t
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands to the client's ``audit``."""
+    """Add the commands to the client's ``audit``, and ``replay`` with them."""
     audit = typer.Typer(help="The audit log: its keys and epochs, on the server.", no_args_is_help=True)
     for command, name in ((key, "key"), (rotate, "rotate-key"), (retire, "retire-key"), (new_epoch, "new-epoch")):
         audit.command(name)(command)
+    audit.command("replay")(replay)
     app.add_typer(audit, name="audit")
 
 

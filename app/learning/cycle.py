@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 
 import torch
 
@@ -35,6 +36,7 @@ from app.learning.reports import exported
 from app.learning.result import CycleResult, Observer
 from app.learning.rows import Examples
 from app.learning.snapshot import snapshot_fits
+from espalier.formats.custody import Falls
 
 __all__ = [
     "Arrival",
@@ -47,6 +49,7 @@ __all__ = [
     "Parent",
     "events_of",
     "initial_version",
+    "pruned_to",
     "run_cycle",
     "snapshot_fits",
 ]
@@ -93,6 +96,26 @@ def run_cycle(
         measured = course.measure()
         judgement = guardrails.judge(given.recipe.guardrails, course.evidence(measured))
         return course.result(measured, judgement)
+
+
+def pruned_to(
+    given: CycleInput, step: int, *, device: torch.device, observe: Observer
+) -> tuple[tuple[Event, ...], Falls]:
+    """The same cycle as far as one of its pruning steps: what had happened by then, and which weights had fallen.
+
+    Args:
+        given, device, observe: as for ``run_cycle``, which also says what it raises.
+        step: from 1; one beyond the last is the last.
+    """
+    events = list[Event]()
+    with _carried(events):
+        course = Course(Plan(given, device), observe, None, events)
+        course.at(Phase.PRUNE)
+        course.begin()
+        for when, kept in islice(course.to_come(), step):
+            course.train_to(when)
+            course.prune(kept)
+    return tuple(events), course.falls
 
 
 def events_of(error: BaseException) -> tuple[Event, ...]:

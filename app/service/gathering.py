@@ -153,7 +153,13 @@ def environment(device: torch.device) -> dict[str, Any]:
         "machine": platform.machine(),
         "espalier": __version__,
         "zstd": ZSTD,
+        "kernels": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
     }
+
+
+def _processor() -> str:
+    """Which of its kernels torch chose for this processor: others may round otherwise."""
+    return str(torch.backends.cpu.get_cpu_capability())
 
 
 # -- choosing ----------------------------------------------------------------------------------------------------------

@@ -129,7 +129,7 @@ class Inputs:
         holds: guardrails that hold pruning beside the parent's history.
         scale: share of the planned pruning step to take.
         architecture: where the user's own network comes from, as the settings said: ``module:factory``.
-        environment: what may move last bits: ``torch, device, threads, machine``; and ``espalier, zstd``.
+        environment: what may move last bits: ``torch, device, threads, machine, kernels``; and ``espalier, zstd``.
     """
 
     model: str

@@ -77,7 +77,7 @@ def _manifest(inputs: Inputs, recipe: Recipe, result: CycleResult) -> dict[str, 
         "attempt": inputs.attempt,
         "megabatches": len(result.trained),
         "evaluation_set": inputs.evaluation.digest if inputs.evaluation else None,
-        "environment": dict(inputs.environment),
+        "environment": {key: value for key, value in inputs.environment.items() if key != "kernels"},
     }
 
 
