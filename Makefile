@@ -21,15 +21,19 @@ PYTHON ?=
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
 
+# Tools that are installed apart, where a command needs them.
+UV_VERSION := 0.13.9
+PIP_AUDIT_VERSION := 2.10.1
+
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help setup demo serve check format test test-all test-faults bench docs reference clean distclean
+.PHONY: help setup demo serve check format test test-all test-faults bench docs reference lock audit sbom clean distclean
 
 help: ## List the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Make .venv and install both packages, editable, within constraints.txt
 
@@ -92,6 +96,22 @@ bench: $(STAMP) ## Run every benchmark and print it beside its target
 
 reference: $(STAMP) ## Regenerate the pages of docs/ that come from the code
 	@$(BIN)/python docs/generate.py
+
+lock: $(STAMP) ## Make requirements.lock anew from constraints.txt: versions with their hashes
+	@$(BIN)/python -m venv build/lock && build/lock/bin/pip install --quiet uv==$(UV_VERSION)
+	@build/lock/bin/python deploy/lock.py build/lock/bin/uv
+	@echo "requirements.lock"
+
+audit: $(STAMP) ## Ask pip-audit for known weaknesses of what is locked, and of torch
+	@$(BIN)/python -m venv build/audit && build/audit/bin/pip install --quiet pip-audit==$(PIP_AUDIT_VERSION)
+	@build/audit/bin/pip-audit --strict --disable-pip --require-hashes --requirement requirements.lock
+	@grep '^torch==' constraints.txt > build/torch.txt
+	@build/audit/bin/pip-audit --strict --disable-pip --no-deps --requirement build/torch.txt
+
+sbom: $(STAMP) ## List what is installed in .venv as CycloneDX: build/sbom.cdx.json
+	@mkdir -p build
+	@$(BIN)/python deploy/sbom.py > build/sbom.cdx.json
+	@echo "build/sbom.cdx.json"
 
 docs: $(DOCS_STAMP) ## Build the documentation into site/, strictly
 	@$(BIN)/python docs/generate.py --check

@@ -21,6 +21,7 @@ import psycopg
 import sqlalchemy as sa
 
 from app.store.audit import subjects_of
+from app.store.merkle import completed
 from app.store.migrate import migrate
 from app.store.tables import metadata
 from espalier.formats.canonical import canonical_json
@@ -66,8 +67,20 @@ def fill(url: str, size: Size, state: str) -> None:
         "aliases": iter([(1, "champion", size.versions, size.versions, _time(size.versions))]),
         "alias_moves": _moves(size),
     }
+    _write(url, tables, size)
+
+
+def fill_log(url: str, entries: int) -> None:
+    """Bring an empty database to this version's schema, and fill its log alone: ten entries a version, of ten models
+    that no row names.
+    """
+    migrate(url)
+    _write(url, {}, Size(models=10, megabatches=0, versions=max(1, entries // 10), entries=entries))
+
+
+def _write(url: str, tables: dict[str, Iterable[Row]], size: Size) -> None:
     log = _Log(size)
-    tables |= {"audit_entries": log.entries(), "audit_subjects": iter(log.subjects)}
+    tables |= {"audit_entries": log.entries(), "audit_subjects": log.about(), "log_nodes": log.nodes()}
     write = _sqlite if url.startswith("sqlite") else _postgresql
     write(url, tables, lambda: log.frontier)
 
@@ -151,12 +164,19 @@ def _moves(size: Size) -> Iterator[Row]:
 
 
 class _Log:
-    """Entries in order, and what is known once all of them were read: the frontier and the index."""
+    """Entries in order, and what is known once all of them were read: the frontier, the index, the tree's nodes."""
 
     def __init__(self, size: Size) -> None:
         self._size = size
         self.frontier = Frontier()
-        self.subjects: list[Row] = []
+        self._subjects: list[Row] = []
+        self._nodes: list[Row] = []
+
+    def about(self) -> Iterator[Row]:
+        yield from self._subjects
+
+    def nodes(self) -> Iterator[Row]:
+        yield from self._nodes
 
     def entries(self) -> Iterator[Row]:
         """Ten a version of the big model; every twentieth entry is about another model."""
@@ -172,8 +192,10 @@ class _Log:
             }  # fmt: skip
             spelled = canonical_json(document)
             leaf = leaf_hash(spelled)
+            nodes = completed(seq, self.frontier.carries(leaf))
+            self._nodes += [(node["level"], node["index"], node["hash"]) for node in nodes]
             self.frontier = self.frontier.append(leaf)
-            self.subjects += [(model, subject, number, seq) for subject, number in subjects_of(document)]
+            self._subjects += [(model, subject, number, seq) for subject, number in subjects_of(document)]
             yield seq, _time(version), kind, "worker", model, spelled.decode(), leaf.hex()
 
 
@@ -224,7 +246,7 @@ def _postgresql(url: str, tables: dict[str, Iterable[Row]], frontier: Callable[[
                 text.writelines("\t".join(map(_copied, row)) + "\n" for row in chunk)
                 with cursor.copy(f"COPY {name} ({_columns(name)}) FROM STDIN") as copy:  # type: ignore[arg-type]  # names of our own tables
                     copy.write(text.getvalue())
-        for name in ("models", "megabatches", "cycles", "versions", "decisions"):
+        for name in {"models", "megabatches", "cycles", "versions", "decisions"} & tables.keys():
             top = f"(SELECT max(id) FROM {name})"
             cursor.execute(f"SELECT setval(pg_get_serial_sequence('{name}', 'id'), {top})")  # type: ignore[arg-type]  # names of our own tables
         cursor.execute("UPDATE log_head SET size = %s, root = %s, frontier = %s", _head(frontier()))
