@@ -54,6 +54,7 @@ from espalier.records import (
     AliasMove,
     AuditEntry,
     Cycle,
+    Erased,
     EvaluationSet,
     InitialWeights,
     LogHead,
@@ -65,6 +66,7 @@ from espalier.records import (
     Record,
     Reference,
     RolledBack,
+    SortedMegabatch,
     TimePoint,
     Version,
 )
@@ -263,6 +265,52 @@ class Client:
     def unpin(self, name: str, number: int, reason: str) -> Megabatch:
         """Leave a megabatch to the replay policy again."""
         return self._make(Megabatch, path_of("models", name, "megabatches", number, "unpin"), {"reason": reason})
+
+    def quarantine(self, name: str, number: int, reason: str) -> SortedMegabatch:
+        """Keep a megabatch out of all training until it is released; versions that saw it stay."""
+        path = path_of("models", name, "megabatches", number, "quarantine")
+        return self._make(SortedMegabatch, path, {"reason": reason})
+
+    def release(self, name: str, number: int, reason: str) -> SortedMegabatch:
+        """Let a megabatch out of quarantine: the next cycle may train on it again."""
+        path = path_of("models", name, "megabatches", number, "release")
+        return self._make(SortedMegabatch, path, {"reason": reason})
+
+    def erase(
+        self,
+        name: str,
+        megabatches: Sequence[int] = (),
+        *,
+        samples: Sequence[int | str] = (),
+        reason: str,
+        retrain: bool = False,
+        preview: bool = False,
+    ) -> Erased:
+        """Remove values from the service, for good. What is erased already stays so.
+
+        Args:
+            name: the model.
+            megabatches: numbers of those that go whole.
+            samples: ids of single examples; each goes from every megabatch and evaluation set that holds it.
+            reason: for the audit log.
+            retrain: also move the champion to its nearest ancestor that took in nothing of this, and train on what is
+                left; where there is none, the next cycle begins afresh.
+            preview: only say what it would do.
+
+        Returns:
+            What went, the versions that had taken it in, and what follows.
+
+        Raises:
+            ApiProblem: with status 409 when the evaluation set would have no examples left.
+        """
+        body = {
+            "megabatches": [int(number) for number in megabatches],
+            "samples": [str(int(sample)) for sample in samples],
+            "reason": reason,
+            "retrain": retrain,
+            "preview": preview,
+        }
+        return self._make(Erased, path_of("models", name, "erasures"), body)
 
     # -- the evaluation set --------------------------------------------------------------------------------------------
 

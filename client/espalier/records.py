@@ -201,6 +201,8 @@ class Megabatch(Record):
         pinned: whether every cycle replays it, whatever the replay policy keeps.
         evaluation_overlap: how many of its examples are in the evaluation set too, and are left out of training; None
             without an evaluation set.
+        status: ``accepted``; ``quarantined``: not trained on until it is released; ``erased``: its values are gone.
+        erased_at: when values of it were last erased; None: all are there.
     """
 
     model: str
@@ -218,6 +220,18 @@ class Megabatch(Record):
     replayed: bool = False
     pinned: bool = False
     evaluation_overlap: int | None = None
+    erased_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class SortedMegabatch(Record):
+    """A megabatch that was put into quarantine or let out of it, the open cycles that ended with that, and the one in
+    their place.
+    """
+
+    megabatch: Megabatch
+    superseded_cycles: tuple[int, ...] = ()
+    queued_cycle: int | None = None
 
 
 @dataclass(frozen=True)
@@ -326,6 +340,57 @@ class RolledBack(Record):
     superseded_cycles: tuple[int, ...] = ()
     quarantined: tuple[int, ...] = ()
     queued_cycle: int | None = None
+
+
+@dataclass(frozen=True)
+class Gone(Record):
+    """What went from one megabatch: so many examples, and so many are left."""
+
+    megabatch: int
+    digest: str
+    erased: int
+    left: int
+
+
+@dataclass(frozen=True)
+class Erased(Record):
+    """What an erasure did, or would do.
+
+    Attributes:
+        preview: whether it only says what would happen.
+        megabatches: from which something went; empty: nothing was changed.
+        evaluation_examples: how many examples went from the evaluation set in force.
+        absent: ids that nothing holds: nothing ever did, or they are erased.
+        already: megabatches that were named and had been erased before.
+        versions: those that took in a megabatch of these, by their own cycle or an ancestor's.
+        aliases: those that named such a version before this, and which.
+        clean: the champion's nearest ancestor, or itself, that took in nothing of it; None: there is none.
+        champion: where the champion was moved; None: it stayed.
+        anew: whether the next cycle begins afresh, since no ancestor is clean.
+        shared: digests of files that stay, since another row names the same bytes.
+        pending: whether some bytes could not be removed yet; a worker goes on with it.
+    """
+
+    model: str
+    preview: bool
+    megabatches: tuple[Gone, ...]
+    evaluation_examples: int = 0
+    absent: tuple[str, ...] = ()
+    already: tuple[int, ...] = ()
+    versions: tuple[int, ...] = ()
+    aliases: Mapping[str, int] = field(default_factory=dict)
+    clean: int | None = None
+    champion: Alias | None = None
+    anew: bool = False
+    superseded_cycles: tuple[int, ...] = ()
+    queued_cycle: int | None = None
+    shared: tuple[str, ...] = ()
+    pending: bool = False
+
+    @property
+    def changes(self) -> bool:
+        """Whether anything goes, or went."""
+        return bool(self.megabatches or self.evaluation_examples)
 
 
 @dataclass(frozen=True)

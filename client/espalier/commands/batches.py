@@ -1,4 +1,4 @@
-"""``espalier batch``: push, look at and pin megabatches."""
+"""``espalier batch``: push, look at and pin megabatches, and keep them from training: for a while, or for good."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from espalier.commands.waiting import wait_for
 from espalier.console import NONE, count, plural, share, size, when
 from espalier.download import BLOCK
-from espalier.records import Megabatch, Prequential
+from espalier.records import CHAMPION, Erased, Megabatch, Prequential, SortedMegabatch
 from espalier.session import UNPUBLISHED, Limit, ModelName, Reason, Session, command, group
 
 Number = Annotated[int, typer.Argument(metavar="NUMBER", min=1, help="Number of the megabatch.")]
@@ -18,12 +18,15 @@ Number = Annotated[int, typer.Argument(metavar="NUMBER", min=1, help="Number of 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    batch = group(app, "batch", "Megabatches: push, list, show, pin, unpin.")
+    batch = group(app, "batch", "Megabatches: push, list, show, pin, unpin, quarantine, release, erase.")
     command(batch, "push")(push)
     command(batch, "list")(list_megabatches)
     command(batch, "show")(show)
     command(batch, "pin")(pin)
     command(batch, "unpin")(unpin)
+    command(batch, "quarantine")(quarantine)
+    command(batch, "release")(release)
+    command(batch, "erase")(erase)
 
 
 def push(
@@ -120,6 +123,63 @@ def unpin(session: Session, name: ModelName, number: Number, reason: Reason) -> 
     session.result(megabatch, f"megabatch {number} of {name} is not pinned: the replay policy decides about it")
 
 
+def quarantine(session: Session, name: ModelName, number: Number, reason: Reason) -> None:
+    """Keep a megabatch out of all training until it is released. Versions that saw it stay."""
+    done = session.client.quarantine(name, number, reason)
+    session.result(done, f"megabatch {number} of {name} is quarantined{_cycles(done)}")
+
+
+def release(session: Session, name: ModelName, number: Number, reason: Reason) -> None:
+    """Let a megabatch out of quarantine: the next cycle may train on it again."""
+    done = session.client.release(name, number, reason)
+    session.result(done, f"megabatch {number} of {name} may be trained on{_cycles(done)}")
+    if done.queued_cycle is None:
+        session.remark(f"no cycle is queued for it: `espalier cycle start {name}` trains now")
+
+
+def erase(
+    session: Session,
+    name: ModelName,
+    reason: Reason,
+    numbers: Annotated[
+        list[int] | None, typer.Argument(metavar="[NUMBER]...", min=1, help="Numbers of megabatches that go whole.")
+    ] = None,
+    sample: Annotated[
+        list[str] | None,
+        typer.Option("--sample", metavar="ID", help="Id of a single example, repeatable; it goes from wherever it is."),
+    ] = None,
+    retrain: Annotated[
+        bool, typer.Option("--retrain", help="Go on from the champion's nearest ancestor that never saw it.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would happen.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask first.")] = False,
+) -> None:
+    """Remove values from the service for good: whole megabatches, or single examples. Says what will happen, and asks.
+
+    Versions that were trained on them stay, and are listed.
+    """
+    samples = [_id(text) for text in sample or ()]
+    if not numbers and not samples:
+        raise typer.BadParameter("name megabatches by number, or single examples by --sample ID")
+    if session.as_json and not (yes or dry_run):
+        raise typer.BadParameter("--json cannot ask: add --yes to erase, or --dry-run to look")
+
+    def asked(preview: bool) -> Erased:
+        return session.client.erase(
+            name, numbers or (), samples=samples, reason=reason, retrain=retrain, preview=preview
+        )
+
+    if dry_run:
+        found = asked(True)
+        session.result(found, *_told(found, retrain))
+        return
+    if not yes:
+        session.result({}, *_told(asked(True), retrain))
+        typer.confirm("Erase this for good?", abort=True)
+    done = asked(False)
+    session.result(done, *(_told(done, retrain) if yes else _done(done)))
+
+
 class _Sent:
     """How far an upload is, in words."""
 
@@ -134,6 +194,64 @@ class _Sent:
         self.total = total or done
         resumed = f", {size(self._resumed)} of them before" if self._resumed else ""
         return done, total, f"{size(done)} of {size(self.total)}{resumed}"
+
+
+def _id(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise typer.BadParameter(f"--sample {text}: an id is a number; `espalier version samples` lists them")
+    return int(text)
+
+
+def _cycles(done: SortedMegabatch) -> str:
+    ended = f"; {plural(len(done.superseded_cycles), 'open cycle')} superseded" if done.superseded_cycles else ""
+    return ended + ("" if done.queued_cycle is None else f"; cycle {done.queued_cycle} queued in its place")
+
+
+def _told(found: Erased, retrain: bool) -> list[str]:
+    """What an erasure would do, or did, in lines."""
+    will = found.preview
+    lines = [
+        f"megabatch {one.megabatch}: {plural(one.erased, 'example')} {'would go' if will else 'went'}, "
+        f"{count(one.left) if one.left else 'none'} left"
+        for one in found.megabatches
+    ]
+    if found.evaluation_examples:
+        lines.append(f"evaluation set: {plural(found.evaluation_examples, 'example')} {'would go' if will else 'went'}")
+    lines += [f"megabatch {number}: erased before" for number in found.already]
+    lines += [f"example {id}: nothing holds it" for id in found.absent]
+    if found.versions:
+        named = "".join(f", {alias} is {number}" for alias, number in found.aliases.items())
+        lines.append(f"versions that took it in, and stay: {', '.join(map(str, found.versions))}{named}")
+    if will and found.superseded_cycles:
+        lines.append(f"{plural(len(found.superseded_cycles), 'open cycle')} would be superseded")
+    return lines + (_ahead(found, retrain) if will else _done(found))
+
+
+def _ahead(found: Erased, retrain: bool) -> list[str]:
+    if found.anew:
+        return ["no ancestor of the champion is clean: the next cycle would begin afresh"]
+    if CHAMPION not in found.aliases or found.clean is None:
+        return []
+    if retrain:
+        return [f"the champion would go back to version {found.clean}"]
+    return [f"the champion's nearest clean ancestor is version {found.clean}: --retrain goes on from there"]
+
+
+def _done(done: Erased) -> list[str]:
+    """What followed."""
+    parts = ["erased" if done.changes else "nothing was erased"]
+    if done.champion is not None:
+        parts.append(f"champion {done.aliases.get(CHAMPION, NONE)} -> {done.champion.version}")
+    parts += ["the next cycle begins afresh"] if done.anew else []
+    if done.superseded_cycles:
+        parts.append(f"{plural(len(done.superseded_cycles), 'open cycle')} superseded")
+    parts += [] if done.queued_cycle is None else [f"cycle {done.queued_cycle} queued for what is left"]
+    lines = ["; ".join(parts)]
+    if done.shared:
+        lines.append(f"{plural(len(done.shared), 'file')} stay, since other rows name the same bytes")
+    if done.pending:
+        lines.append("some bytes could not be removed yet: a worker's next sweep does; `espalier doctor` names them")
+    return lines
 
 
 def _status(megabatch: Megabatch) -> str:
