@@ -7,14 +7,17 @@ is the recipe's; device and threads may move last bits, which is why they stand 
 from __future__ import annotations
 
 import ipaddress
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import quote
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _MIB = 1024 * 1024
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Settings(BaseSettings):
@@ -160,6 +163,11 @@ class Settings(BaseSettings):
     keep_every: Annotated[int, Field(ge=0)] = Field(
         0, description="Beside the rollback window, bytes of every version whose number this divides are kept; 0: none."
     )
+    webhook_private_addresses: str = Field(
+        "",
+        description="Networks that webhooks may lead to although they are not public, such as "
+        "`10.20.0.0/16, 127.0.0.1/32, fd00::/8`. Empty: public addresses alone.",
+    )
     log_name: Annotated[str, Field(pattern=r"^[^\s+]*$", max_length=100)] = Field(
         "",
         description="Name of the audit log in its signed checkpoints, best one that nobody else has, such as "
@@ -171,6 +179,12 @@ class Settings(BaseSettings):
         "Unset: `<data_dir>/keys/log.key`, made when it is first needed. Machines with one database share the file.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe message to log.")
+
+    @field_validator("webhook_private_addresses")
+    @classmethod
+    def _networks(cls, text: str) -> str:
+        _networks_of(text)
+        return text
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -197,6 +211,11 @@ class Settings(BaseSettings):
         return self.log_key_file or self.data_dir / "keys" / "log.key"
 
     @property
+    def webhook_networks(self) -> tuple[Network, ...]:
+        """Networks that webhooks may lead to, besides public addresses."""
+        return _networks_of(self.webhook_private_addresses)
+
+    @property
     def loopback(self) -> bool:
         """True when `host` can be reached from this machine only."""
         if self.host == "localhost":
@@ -205,3 +224,12 @@ class Settings(BaseSettings):
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+
+def _networks_of(text: str) -> tuple[Network, ...]:
+    """Networks, separated by commas or spaces.
+
+    Raises:
+        ValueError: one of them is none, such as 10.0.0.1/8, which has bits beyond its prefix.
+    """
+    return tuple(ipaddress.ip_network(word) for word in re.split(r"[\s,]+", text) if word)

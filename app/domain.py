@@ -777,6 +777,100 @@ class Key:
     used_at: datetime | None = None
 
 
+class DeliveryState(StrEnum):
+    """What became of an event that a webhook is told."""
+
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class WebhookSecret:
+    """What deliveries are signed with, ``whsec_...``; ``expires_at`` None: until it is rotated."""
+
+    text: str
+    expires_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """An address that is told of audit entries.
+
+    Attributes:
+        kinds: kinds of entries that it is told of; None: all.
+        models: models whose entries it is told of; None: all, and what is about no model.
+        secrets: the newest first; those before it are over, or will be.
+        sent_through: number of the last entry that it was told, or has no use for.
+        disabled_reason: why it is not enabled.
+    """
+
+    id: int
+    url: str
+    description: str
+    kinds: frozenset[str] | None
+    models: frozenset[str] | None
+    enabled: bool
+    disabled_reason: str | None
+    secrets: tuple[WebhookSecret, ...] = field(repr=False)
+    sent_through: int
+    created_by: str
+    created_at: datetime
+    changed_at: datetime
+
+    def wants(self, kind: str, model: str | None) -> bool:
+        """Whether it is told of such an entry."""
+        return (self.kinds is None or kind in self.kinds) and (self.models is None or model in self.models)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One request to a webhook.
+
+    Attributes:
+        seconds: how long it took.
+        status: what the receiver answered; None: nothing.
+        error: why it counts as a failure, in words; None: it does not.
+        answer: the beginning of what the receiver said.
+    """
+
+    at: datetime
+    seconds: float
+    status: int | None
+    error: str | None
+    answer: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """An event on its way to a webhook, or at its end.
+
+    Attributes:
+        event: what the receiver knows it by, the same at every attempt.
+        seq: number of the audit entry; None for a test.
+        holds: events after it wait for it.
+        once: asked for by hand: it is tried once.
+        began_at: when the day began within which it is tried.
+        next_at: when it is tried next; None once it has ended.
+    """
+
+    id: int
+    webhook: int
+    event: str
+    seq: int | None
+    kind: str
+    model: str | None
+    state: DeliveryState
+    holds: bool
+    once: bool
+    attempts: tuple[Attempt, ...]
+    created_at: datetime
+    began_at: datetime
+    next_at: datetime | None
+    finished_at: datetime | None
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who asks, and what they may do.

@@ -13,12 +13,13 @@
     │   ├── LengthMismatch
     │   ├── ChecksumMismatch     one part of a resumable upload; the parts before it stay
     │   ├── KeyReused            an idempotency key that came with other content before
+    │   ├── InvalidWebhook       an address that nothing can or may be sent to
     │   ├── InvalidStamp         a decision names a version or checkpoint that is not the model's
     │   └── NotAnAncestor
     ├── NotFound
     │   ├── UnknownModel  UnknownMegabatch  UnknownEvaluationSet  UnknownCycle
     │   ├── UnknownVersion  UnknownAlias  UnknownEntry  UnknownProposal  UnknownKey
-    │   ├── UnknownUpload  UploadExpired
+    │   ├── UnknownUpload  UploadExpired  UnknownWebhook  UnknownDelivery
     │   ├── NotRecorded          the version was made before this was written down
     │   └── VersionSwept         its row is there, its bytes are not
     ├── Conflict                 true in itself, but not now
@@ -132,6 +133,10 @@ class KeyReused(BadInput):
     """An idempotency key was sent with other content before."""
 
 
+class InvalidWebhook(BadInput):
+    """Nothing can be sent to a webhook's address, or nothing may."""
+
+
 class InvalidStamp(BadInput):
     """A decision is stamped with a version that the model does not have, or with another checkpoint than its."""
 
@@ -182,6 +187,14 @@ class UnknownKey(NotFound):
 
 class UnknownUpload(NotFound):
     """No resumable upload has this id."""
+
+
+class UnknownWebhook(NotFound):
+    """No webhook has this id."""
+
+
+class UnknownDelivery(NotFound):
+    """The webhook has no delivery of this id, or it was forgotten by now."""
 
 
 class UploadExpired(NotFound):

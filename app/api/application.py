@@ -43,6 +43,7 @@ from app.api.routes import (
     sessions,
     uploads,
     versions,
+    webhooks,
 )
 from app.api.settling import Settling
 from app.api.wire import SHORTCUT, Shortcut
@@ -67,6 +68,7 @@ _TAGS = [
     {"name": "audit", "description": "What was done, by whom, and whether the log still holds."},
     {"name": "keys", "description": "Who may do what; signing in with a browser."},
     {"name": "events", "description": "What happens, as it happens."},
+    {"name": "webhooks", "description": "Addresses that are told what happens, and what they were told."},
     {"name": "health", "description": "For whoever runs the service."},
 ]
 
@@ -84,7 +86,7 @@ def create_app(settings: Settings) -> FastAPI:
         )
     nouns = (
         *(models, megabatches, erasures, uploads, evaluation, cycles, versions, promotion, aliases, audit, events),
-        *(custody, decisions, keys, sessions, health),
+        *(custody, decisions, keys, webhooks, sessions, health),
     )
     routers = [noun.router for noun in nouns]
     routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]

@@ -27,6 +27,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.guard import stands
 from app.domain import AuditEntry
+from app.service.events import data_of
 from app.service.keyring import REVOKED
 
 HEARTBEAT_SECONDS = 15.0
@@ -217,23 +218,8 @@ class EventStream(Response):
 
 def spelled(entry: AuditEntry) -> bytes:
     """An entry as an event: its number, its kind, and what is short of its parameters."""
-    document = entry.document
-    parameters = document["parameters"]
-    data = {
-        "seq": entry.seq,
-        "kind": entry.kind,
-        "time": document["time"],
-        "model": entry.model,
-        "actor": entry.actor,
-        "reason": document["reason"],
-        "parameters": {name: value for name, value in sorted(parameters.items()) if _short(value)},
-    }
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(data_of(entry), ensure_ascii=False, separators=(",", ":"))
     return f"id: {entry.seq}\nevent: {entry.kind}\ndata: {text}\n\n".encode()
-
-
-def _short(value: object) -> bool:
-    return not isinstance(value, dict | list) and len(str(value)) <= 200
 
 
 async def _send(send: Send, chunk: bytes) -> None:

@@ -127,6 +127,19 @@ SCOPES: Mapping[str, Needs] = {
     "list_keys": Scope.ADMIN,
     "get_key": Scope.ADMIN,
     "revoke_key": Scope.ADMIN,
+    # Webhooks
+    "create_webhook": Scope.ADMIN,
+    "list_webhooks": Scope.ADMIN,
+    "get_webhook": Scope.ADMIN,
+    "change_webhook": Scope.ADMIN,
+    "delete_webhook": Scope.ADMIN,
+    "enable_webhook": Scope.ADMIN,
+    "disable_webhook": Scope.ADMIN,
+    "rotate_webhook_secret": Scope.ADMIN,
+    "test_webhook": Scope.ADMIN,
+    "list_deliveries": Scope.ADMIN,
+    "get_delivery": Scope.ADMIN,
+    "redeliver": Scope.ADMIN,
 }
 """Route name to what it needs."""
 

@@ -180,6 +180,29 @@ class Audit:
         items = tuple(_entry(row) for row in rows[:limit])
         return Page(items, str(items[-1].seq) if len(rows) > limit else None)
 
+    def next(
+        self, after: int, through: int, kinds: Collection[str] | None, models: Collection[str] | None
+    ) -> AuditEntry | None:
+        """The first entry of some kinds and models between two numbers, if there is one.
+
+        Args:
+            after: beyond this number.
+            through: up to this one.
+            kinds, models: any of these; None: all, and what is about no model.
+        """
+        wanted = sa.select(audit_entries).where(audit_entries.c.seq > after, audit_entries.c.seq <= through)
+        if kinds is not None:
+            wanted = wanted.where(audit_entries.c.kind.in_(sorted(kinds)))
+        if models is not None:
+            wanted = wanted.where(audit_entries.c.model.in_(sorted(models)))
+        row = self._connection.execute(wanted.order_by(audit_entries.c.seq).limit(1)).one_or_none()
+        return None if row is None else _entry(row)
+
+    def count(self, kind: str) -> int:
+        """How many entries of a kind there are."""
+        wanted = sa.select(sa.func.count()).select_from(audit_entries).where(audit_entries.c.kind == kind)
+        return self._connection.execute(wanted).scalar_one()
+
     def about(self, model: str, subjects: Collection[tuple[Subject, int]]) -> list[AuditEntry]:
         """Every entry that is about any of these, oldest first, by the index of the log.
 

@@ -57,6 +57,7 @@ from app.store.replays import Replays
 from app.store.staging import Partials
 from app.store.tables import AUDITED, EXEMPT, LOG
 from app.store.uploads import Uploads
+from app.store.webhooks import Webhooks
 from app.store.witness import Touched, Witness, note_after, note_before
 
 _READER = Actor("reader")
@@ -108,6 +109,7 @@ class Transaction:
         decisions: what clients decided with which version.
         keys: keys, and the browsers that are signed in with one.
         witness: digests of rows, which the log states.
+        webhooks: addresses that are told of entries, and what they were told.
         last: what is done when all else is written and nobody else can commit: the log is locked by then. An error
             there undoes the transaction.
         actor: who asks for the change.
@@ -124,6 +126,7 @@ class Transaction:
         self.uploads = Uploads(connection, now)
         self.replays = Replays(connection, now)
         self.keys = Keys(connection, now)
+        self.webhooks = Webhooks(connection, now)
         self.custody = Custody(connection)
         self.decisions = Decisions(connection, actor, now)
         self.witness = Witness(connection)

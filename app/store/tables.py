@@ -411,6 +411,61 @@ sessions = sa.Table(
 )
 """Signed-in browsers; ``key_id`` names a row of ``keys``, or the key of the settings."""
 
+webhooks = sa.Table(
+    "webhooks",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("url", sa.Text, nullable=False),
+    sa.Column("description", sa.Text, nullable=False),
+    sa.Column("kinds", _json()),
+    sa.Column("models", _json()),
+    sa.Column("enabled", sa.Boolean, nullable=False),
+    sa.Column("disabled_reason", sa.Text),
+    sa.Column("secrets", _json(), nullable=False),
+    sa.Column("created_by", sa.Text, nullable=False),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("changed_at", UtcDateTime, nullable=False),
+)
+"""Addresses that are told of audit entries."""
+
+webhook_turns = sa.Table(
+    "webhook_turns",
+    metadata,
+    sa.Column("webhook_id", sa.Integer, sa.ForeignKey("webhooks.id"), primary_key=True, autoincrement=False),
+    sa.Column("sent_through", sa.BigInteger, nullable=False),
+    sa.Column("holder", sa.String(255)),
+    sa.Column("token", sa.BigInteger, nullable=False),
+)
+"""How far in the log each webhook is, and which worker sends to it now: the log is the outbox."""
+
+deliveries = sa.Table(
+    "deliveries",
+    metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("webhook_id", sa.Integer, sa.ForeignKey("webhooks.id"), nullable=False),
+    sa.Column("event", sa.String(64), nullable=False),
+    sa.Column("seq", sa.BigInteger),
+    sa.Column("kind", sa.String(64), nullable=False),
+    sa.Column("model", _NAME),
+    sa.Column("state", _WORD, nullable=False),
+    sa.Column("holds", sa.Boolean, nullable=False),
+    sa.Column("once", sa.Boolean, nullable=False),
+    sa.Column("attempts", _json(), nullable=False),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("began_at", UtcDateTime, nullable=False),
+    sa.Column("next_at", UtcDateTime),
+    sa.Column("finished_at", UtcDateTime, index=True),
+    sa.UniqueConstraint("webhook_id", "event"),
+    sa.Index(None, "webhook_id", "id"),
+    _one_of("state", "pending", "delivered", "failed", "skipped"),
+    sqlite_autoincrement=True,
+)
+"""What was sent to a webhook, is to be, or could not be."""
+
+PENDING = deliveries.c.state == sa.literal_column("'pending'")
+
+_partial("ix_deliveries_pending", deliveries.c.webhook_id, deliveries.c.next_at, where=PENDING)
+
 ticks = sa.Table(
     "ticks",
     metadata,
@@ -492,10 +547,10 @@ LOG = frozenset({audit_entries.name, audit_subjects.name, log_head.name, log_nod
 
 EXEMPT = frozenset(
     {leases.name, ticks.name, workers.name, uploads.name, idempotency_keys.name}
-    | {key_uses.name, sessions.name, log_checkpoints.name}
+    | {key_uses.name, sessions.name, log_checkpoints.name, webhook_turns.name, deliveries.name}
 )
-"""Heartbeats, clock ticks, bytes on their way in, signatures of the log: changed all the time, and no fact about a
-model.
+"""Heartbeats, clock ticks, bytes on their way in, events on their way out, signatures of the log: changed all the time,
+and no fact about a model.
 """
 
 AUDITED = frozenset(metadata.tables) - LOG - EXEMPT

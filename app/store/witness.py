@@ -39,6 +39,7 @@ from app.store.tables import (
     recipes,
     uses,
     versions,
+    webhooks,
 )
 from espalier.formats.canonical import canonical_json, exact
 
@@ -60,6 +61,7 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     protections.name: ("model_id", "alias"),
     proposals.name: ("model_id", "number"),
     keys.name: ("id",),
+    webhooks.name: ("id",),
     uses.name: ("model_id", "version"),
 }
 """The tables whose rows the log states, and by what it names them."""

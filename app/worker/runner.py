@@ -39,8 +39,10 @@ from app.service.retention import retain
 from app.service.training import run_next_cycle
 from app.service.uploads import sweep_uploads
 from app.service.vigil import Vigil
+from app.service.webhooks import forget_deliveries
 from app.store.database import Store
 from app.worker import device, steps
+from app.worker.courier import Courier
 
 log = logging.getLogger("espalier.worker")
 
@@ -48,6 +50,7 @@ SCHEDULER = Actor("scheduler")
 """Who asks for the cycles of cron triggers."""
 
 _RENEW_SECONDS = 0.25  # how soon progress is seen; the lease itself is written once in a heartbeat
+_POST_SECONDS = 0.5  # how soon a webhook is told
 _CRON_SECONDS = 5.0  # cron's grain is a minute
 _SWEEP_SECONDS = 3600.0
 _SWEEP_FIRST_SECONDS = 60.0  # a worker that has just started has cycles to run first
@@ -69,6 +72,7 @@ class Worker:
         # A plain flag: a signal handler that sets an Event which the main thread is just waiting for can deadlock.
         self._stopping = False
         self._vigil = Vigil(settings)
+        self._courier = Courier(store, settings, self.name)
         self._scheduler = self._clock()
         self.broken = False
         """Whether it stopped because its device no longer answers."""
@@ -83,7 +87,8 @@ class Worker:
                         self._wake.clear()
                         self._run_queued()
         finally:
-            # Reclaims and sweeps can be cut anywhere; leaving does not wait for them.
+            # Reclaims, sweeps and deliveries can be cut anywhere; leaving does not wait for them.
+            self._courier.close()
             self._scheduler.shutdown(wait=False)
 
     def stop(self) -> None:
@@ -149,6 +154,7 @@ class Worker:
             ("tick", self._wake.set, settings.tick_seconds, 0.0),
             ("heartbeat", self._heartbeat, min(_RENEW_SECONDS, settings.heartbeat_seconds), 0.0),
             ("reclaim", self._reclaim, settings.heartbeat_seconds, 0.0),
+            ("webhooks", self._courier.look, _POST_SECONDS, 0.0),
             ("cron", self._enqueue_due, _CRON_SECONDS, 0.0),
             ("sweep", self._sweep, _SWEEP_SECONDS, _SWEEP_FIRST_SECONDS),
         ]
@@ -196,6 +202,9 @@ class Worker:
         given_up = retain(self._store, self._settings, self._running.actor)
         if given_up:
             log.info("retention gave up the bytes of %d versions", given_up)
+        forgotten = forget_deliveries(self._store, self._running.actor)
+        if forgotten:
+            log.info("forgot %d old deliveries of webhooks", forgotten)
         swept = sweep(self._store, self._settings, self._running.actor)
         if swept:
             log.info("swept %d orphaned blobs", swept)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from espalier.formats.checkpoint import Checkpoint, load_checkpoint
     from espalier.formats.proof import verify_log
     from espalier.formats.stamp import Decision, Stamp, read_stamp
+    from espalier.formats.webhook import verify_webhook
 
 __version__ = "0.1.0"
 
@@ -30,6 +31,7 @@ __all__ = [
     "load_checkpoint",
     "read_stamp",
     "verify_log",
+    "verify_webhook",
 ]
 
 _HOMES = {
@@ -41,6 +43,7 @@ _HOMES = {
     "load_checkpoint": "espalier.formats.checkpoint",
     "read_stamp": "espalier.formats.stamp",
     "verify_log": "espalier.formats.proof",
+    "verify_webhook": "espalier.formats.webhook",
 }
 
 

@@ -45,6 +45,7 @@ from espalier.commands import (
     releases,
     verify,
     versions,
+    webhooks,
 )
 from espalier.console import consoles, line, plain
 from espalier.errors import (
@@ -97,6 +98,7 @@ _ORDER = (
     "verify",
     "metrics",
     "key",
+    "webhook",
     "whoami",
 )
 
@@ -133,7 +135,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for noun in (models, batches, evaluation, cycles, versions, releases, log, verify, keys, custody, decisions):
+for noun in (models, batches, evaluation, cycles, versions, releases, log, verify, keys, webhooks, custody, decisions):
     noun.register(app)
 
 

@@ -75,6 +75,7 @@ from espalier.sources import LABEL, OCTETS, Data, Source, prepared
 from espalier.transport import Transport, json_of, path_of
 from espalier.upload import send, send_megabatch
 from espalier.watch import Watch, follow
+from espalier.webhooks import Webhooks
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -102,6 +103,7 @@ class Client:
     Attributes:
         proposals: moves of protected aliases that wait for other people.
         log: what the audit log has signed, checked against what this machine saw of it before.
+        webhooks: addresses that are told what happens, and what they were told.
     """
 
     def __init__(
@@ -125,6 +127,7 @@ class Client:
         self.proposals = Proposals(self._http)
         self.log = Evidence(self._http, log_key, pins)
         self.keys = Keys(self._http)
+        self.webhooks = Webhooks(self._http)
         self.custody = Custody(self._http)
         self.decisions = Decisions(self._http)
 

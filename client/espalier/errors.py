@@ -7,6 +7,7 @@
     ├── DigestMismatch           bytes do not hash to the digest that was promised
     ├── ProofRejected            an audit log, a proof of it, a signature or a bundle does not hold; .seq names the
     │                            first bad entry, if there is one
+    ├── WebhookRejected          what came is no delivery of this webhook, or an old one
     ├── CycleFailed              a cycle that was waited for ended without a version; .model .cycle .state .reason
     ├── CycleUnfinished          the wait for a cycle ran out; the cycle goes on; .model .cycle .state
     ├── ServiceUnreachable       no answer from the service
@@ -52,6 +53,10 @@ class ProofRejected(EspalierClientError):
     def __init__(self, message: str, seq: int | None = None) -> None:
         super().__init__(message)
         self.seq = seq
+
+
+class WebhookRejected(EspalierClientError):
+    """What came is no delivery of this webhook: signed with another secret, too long ago, or no event."""
 
 
 class CycleFailed(EspalierClientError):

@@ -30,7 +30,15 @@ from tests.api.conftest import OCTETS, House, opened, problem
 from tests.api.test_polling import serving
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY", "SPAM")
-FILLED = {"model": "gas", "ref": "champion", "alias": "champion", "key": "nobody", "upload": "0" * 32}
+FILLED = {
+    "model": "gas",
+    "ref": "champion",
+    "alias": "champion",
+    "key": "nobody",
+    "upload": "0" * 32,
+    "webhook": "1",
+    "delivery": "1",
+}
 
 
 def key_of(store: Store, name: str, *allowed: Scope, models: set[str] | None = None, **more: Any) -> str:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import sqlalchemy as sa
 
-from app.domain import OPEN_CYCLES, DecisionDraft, InputSpec, Scope
+from app.domain import OPEN_CYCLES, DecisionDraft, InputSpec, Scope, WebhookSecret
 from app.errors import Fault, RefusedSql, SchemaMismatch, StorageFull, StoreBusy, UnauditedChange
 from app.store import database
 from app.store.blobs import Blobs
@@ -77,6 +77,9 @@ def _fill_access(store, model):
         tx.decisions.record(model, [DecisionDraft(1, version.checkpoint, None, "ok", 0.9, tx.now)])
         use = {"model_id": model.id, "megabatch": 1, "version": 1, "use": 1}
         _connection(tx).execute(sa.insert(uses).values(**use))
+        told = {"description": "", "kinds": None, "models": None, "created_by": "tester", "sent_through": 0}
+        webhook = tx.webhooks.create(1, "https://example.com", secret=WebhookSecret("whsec_"), **told)
+        tx.webhooks.add(webhook, "1-0", seq=1, kind="model.created", model="gas")
         tx.audit.append("test", model="gas")
     with store.transaction(ACTOR) as tx:
         tx.audit.keep_checkpoint(tx.audit.head(), "a note")
@@ -88,9 +91,9 @@ def _fill_access(store, model):
 def test_every_table_is_audited_exempt_or_the_log():
     learning = {"models", "recipes", "megabatches", "evaluation_sets", "cycles", "versions", "uses"}
     released = {"aliases", "alias_moves", "protections", "proposals", "decisions"}
-    assert learning | released | {"keys"} == AUDITED
+    assert learning | released | {"keys", "webhooks"} == AUDITED
     passing = {"leases", "ticks", "workers", "uploads", "idempotency_keys", "key_uses", "sessions"}
-    assert passing | {"log_checkpoints"} == EXEMPT
+    assert passing | {"log_checkpoints", "webhook_turns", "deliveries"} == EXEMPT
     assert {"audit_entries", "audit_subjects", "log_head", "log_nodes"} == LOG
     assert set(metadata.tables) == AUDITED | EXEMPT | LOG
 

@@ -5,13 +5,13 @@ Law: a new key stands on standard output alone, so that it can be piped; what is
 
 from __future__ import annotations
 
-import re
 import sys
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 import typer
 
+from espalier.commands.durations import duration
 from espalier.console import NONE, line, when
 from espalier.keys import Key
 from espalier.session import Reason, Session, command, group
@@ -19,7 +19,6 @@ from espalier.session import Reason, Session, command, group
 KeyName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the key.")]
 
 _SCOPES = ("read", "ingest", "train", "release", "audit", "admin")
-_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 def register(app: typer.Typer) -> None:
@@ -115,8 +114,8 @@ def _models(key: Key) -> str:
 def _expiry(text: str | None) -> datetime | timedelta | None:
     if text is None:
         return None
-    if found := re.fullmatch(r"([1-9][0-9]{0,4})([mhdw])", text):
-        return timedelta(**{_UNITS[found[2]]: int(found[1])})
+    if lasts := duration(text):
+        return lasts
     try:
         return datetime.fromisoformat(text).astimezone(UTC)
     except ValueError as error:
