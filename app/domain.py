@@ -200,13 +200,15 @@ class Prequential:
     """The champion's accuracy on a megabatch before it trained on it: what production saw.
 
     Examples of classes that the champion does not know count as wrong; ``loss`` is the mean over the others, None when
-    there are none.
+    there are none. ``drift``: how far the megabatch lies from what the champion's lineage had taken in, as plain JSON
+    values (``app.learning.drift``); None where nothing was watched.
     """
 
     version: int
     accuracy: float
     loss: float | None
     examples: int
+    drift: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

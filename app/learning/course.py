@@ -12,28 +12,32 @@ Laws:
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from app.domain import Event, Phase, Progress
 from app.errors import InvariantBroken
 from app.learning import guardrails
 from app.learning import snapshot as snapshots
 from app.learning.architectures import prunable_parameters
+from app.learning.drift import Drift
 from app.learning.evaluation import evaluate
 from app.learning.flops import flops_of
 from app.learning.mask import Mask
 from app.learning.metrics import Arrival, Measured, figures
 from app.learning.metrics import report as report_of
+from app.learning.monitors import arrived, gap_rise
 from app.learning.optimizers import minibatch_bounds
 from app.learning.plan import Plan
 from app.learning.recipe import SnipAbsolute, Taylor
 from app.learning.records import answered, fell, standing, used
 from app.learning.reports import (
+    ancestor_of,
     check_finite,
     exported,
     next_history,
@@ -57,7 +61,8 @@ class Course:
         self.plan, self._observe = plan, observe
         self.network = plan.network()
         self.prunable = prunable_parameters(self.network)
-        self.phase, self.events, self.tested = Phase.ARRIVAL, events, dict[int, Arrival]()
+        self.phase, self.events = Phase.ARRIVAL, events
+        self.tested, self.drift = dict[int, Arrival](), dict[int, Drift]()
         parent = plan.given.parent
         self.before = Mask.from_arrays(parent.masks, self.prunable) if parent else Mask.full(self.prunable)
         self.mask = self.before
@@ -65,13 +70,8 @@ class Course:
             raise InvariantBroken("the parent's pruned weights are not zero")
         self.falls = standing(self.mask)
         self.scored = np.zeros(len(plan.training), dtype=np.bool_)
-        self.step = plan.step(self.before)
         self.pruned = 0
-        self.fit = self._new_fit()
-        self.steps = pruning_steps(
-            plan.recipe.pace, self.fit.steps, self.before.kept, self.planned,
-            getattr(plan.recipe.criterion, "iterations", 1),
-        )  # fmt: skip
+        self._aim()
         if snapshot is not None:
             self._restore(*snapshots.decode(snapshot))
 
@@ -98,6 +98,21 @@ class Course:
     def record(self, kind: str, parameters: dict[str, Any]) -> None:
         """Add an event."""
         self.events.append(Event(kind, parameters))
+
+    def meet(self, number: int, champion: nn.Module) -> None:
+        """Let the champion answer a new megabatch, and look how far it lies from the past."""
+        answers = evaluate(champion, self.plan.megabatch(number), self.pulse)
+        drift = arrived(self.plan, number, answers, champion, self.pulse)
+        if number in self.plan.given.untested:
+            self.tested[number] = Arrival.of(answers)
+        self.drift[number] = drift
+
+    def heed(self) -> None:
+        """Hold the density in this cycle, where what has arrived makes a guardrail trip that asks for it."""
+        plan = self.plan
+        hold = guardrails.held_on_arrival(plan.recipe.guardrails, plan.given.history, self.drift)
+        if hold is not None:
+            self._aim(hold)
 
     def begin(self) -> None:
         """Check that what is about to be scored and trained is the parent's, and say so when density is held.
@@ -163,13 +178,15 @@ class Course:
         asked = plan.answers(self.network, plan.asked, self.pulse)
         example, _ = plan.training.gather(torch.zeros(1, dtype=torch.int64))
         agreements = [e.parameters["mask_agreement"] for e in self.events if "mask_agreement" in e.parameters]
-        return Measured(
+        measured = Measured(
             training=evaluate(self.network, plan.training, self.pulse), validation=validation,
             champion=plan.champion_answers(self.pulse), retained=plan.retained(asked),
             new=plan.given.new, evaluation=plan.answers(self.network, plan.evaluation, self.pulse), tested=self.tested,
             flops=flops_of(self.network, self.prunable, self.mask, example), agreement=min(agreements, default=None),
-            unrounded=self.unrounded, asked=asked,
+            unrounded=self.unrounded, asked=asked, drift=self.drift,
         )  # fmt: skip
+        here = ancestor_of(self.step.stage, self.mask.density, measured)
+        return replace(measured, gap=gap_rise(plan.given.history, here, plan.recipe.monitoring.gap))
 
     @property
     def unrounded(self) -> float | None:
@@ -209,7 +226,7 @@ class Course:
             events=tuple(self.events), trained=plan.trained, replay=buffer, history=history, report=report,
             samples=used(plan, self.fit.shown(self.fit.step), self.scored, buffer),
             answers=answered((plan.asked, measured.asked), (plan.evaluation, measured.evaluation)), falls=self.falls,
-            trips=judgement.trips,
+            trips=judgement.trips, drift=dict(self.drift),
         )  # fmt: skip
 
     def _round(self) -> dict[str, Any]:
@@ -225,6 +242,20 @@ class Course:
             for name, weight in self.prunable.items():
                 weight.copy_(torch.from_numpy(rounded_as(name, weight.detach().cpu().numpy(), values)))
         return {"values": values, "unrounded_validation_accuracy": exact.accuracy if exact else None}
+
+    def _aim(self, hold: str | None = None) -> None:
+        """Settle what this cycle does to the density, and when.
+
+        Args:
+            hold: why it is to be held by what has arrived, if it is.
+        """
+        plan = self.plan
+        self.step = plan.step(self.before, hold)
+        self.fit = self._new_fit()
+        self.steps = pruning_steps(
+            plan.recipe.pace, self.fit.steps, self.before.kept, self.planned,
+            getattr(plan.recipe.criterion, "iterations", 1),
+        )  # fmt: skip
 
     def _new_fit(self) -> Fit:
         plan, criterion = self.plan, self.plan.recipe.criterion
@@ -284,6 +315,7 @@ class Course:
             "subject": self.plan.subject,
             "phase": self.phase.value,
             "tested": {str(number): list(tested) for number, tested in self.tested.items()},
+            "drift": {str(number): drift.document() for number, drift in self.drift.items()},
             "events": [[event.kind, event.parameters] for event in self.events],
             "pruned": self.pruned,
         }
@@ -298,6 +330,9 @@ class Course:
             raise InvariantBroken("the snapshot was taken in another cycle: start this one anew")
         self.phase, self.pruned = Phase(facts["phase"]), facts["pruned"]
         self.tested = {int(number): Arrival(*tested) for number, tested in facts["tested"].items()}
+        self.drift = {int(number): Drift.from_document(drift) for number, drift in facts["drift"].items()}
+        if self.phase is not Phase.ARRIVAL:
+            self.heed()
         self.events[:] = [Event(kind, parameters) for kind, parameters in facts["events"]]
         self.mask = Mask({name: tensors[f"mask/{name}"].to(self.plan.device) for name in self.prunable})
         self.falls = {name: tensors[f"falls/{name}"].numpy().view(np.uint16) for name in self.prunable}

@@ -8,7 +8,8 @@ Laws:
       bits: arrays, masks, metrics and events.
     * Masks are nested along a lineage; the counted density is the planned one, to the weight; the scored weights are
       the parent's. Each is checked where it could break, and a breach raises ``InvariantBroken``.
-    * The champion is tested on a new megabatch before anything is learned from it.
+    * The champion is tested on a new megabatch before anything is learned from it, and a guardrail may hold the density
+      by what it meets.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from app.errors import InvalidWeights, InvariantBroken
 from app.learning import guardrails
 from app.learning.architectures import prunable_parameters
 from app.learning.course import Course
-from app.learning.evaluation import evaluate
 from app.learning.history import History
 from app.learning.mask import Mask
 from app.learning.metrics import Arrival
@@ -80,8 +80,9 @@ def run_cycle(
 
         if course.at(Phase.ARRIVAL) and given.parent:  # what production saw: before anything is learned
             champion = plan.champion(course.network)
-            for number in sorted(given.untested - course.tested.keys()):
-                course.tested[number] = Arrival.of(evaluate(champion, plan.megabatch(number), course.pulse))
+            for number in sorted(given.new - course.drift.keys()):
+                course.meet(number, champion)
+            course.heed()
 
         if course.at(Phase.PRUNE):
             course.begin()

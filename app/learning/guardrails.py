@@ -6,9 +6,12 @@ Knows: findings, breaches in a row, what each rule asks for when it trips. Must 
 Laws:
     * A rule trips at its ``trip_after``-th breach in a row along a lineage. A breach before that is told in the
       verdict, and withholds nothing.
+    * A watch (``watches``) that trips with ``hold`` withholds nothing: what has changed must be learned to recover from
+      it. It holds pruning, in the same cycle where it is known on arrival.
     * A rule that trips with ``hold`` or ``restore`` holds pruning until ``recover_after`` versions of the lineage in a
       row have passed it; a version that is withheld is no part of the lineage and counts for none.
-    * The verdict passes when no rule trips. Where several do, the strictest action decides, and the reasons list all.
+    * The verdict passes when no rule that withholds trips. Where several do, the strictest action decides, and the
+      reasons list all.
     * Notes (what a rule could not look at) are reasons too, and withhold nothing.
 """
 
@@ -20,11 +23,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from app.domain import ACTIONS, HOLDING, Trip, Verdict
+from app.learning.drift import Drift
 from app.learning.history import History, Hold
-from app.learning.recipe import Divergence
+from app.learning.recipe import Divergence, GapChange
 from app.learning.rules import RULES, Evidence, Finding
+from app.learning.watches import ON_ARRIVAL, on_arrival
 
-__all__ = ["Evidence", "Judgement", "diverged", "hold_since", "judge"]
+__all__ = ["Evidence", "Judgement", "diverged", "held_on_arrival", "hold_since", "judge"]
 
 
 @dataclass(frozen=True)
@@ -51,19 +56,32 @@ def judge(guardrails: Sequence[Any], evidence: Evidence) -> Judgement:
 
     Reasons of rules that tripped come first, then breaches that have not tripped yet, then the others, then the notes.
     """
-    answers = [
-        _Answer(rule, options, RULES[options](options, evidence), evidence.history.breaches.get(rule, 0))
-        for rule, options in _named(guardrails)
-    ]
+    answers = [_asked(rule, options, evidence) for rule, options in _named(guardrails)]
     trips = tuple(answer.trip for answer in answers if answer.trips)
+    withholding = [answer.trip for answer in answers if answer.withholds]
     reasons = [f"{a.rule}: {a.words}" for a in sorted(answers, key=_rank) if a.words]
     return Judgement(
-        verdict=Verdict(not trips, (*reasons, *evidence.notes), _strictest(trips).action if trips else ""),
+        verdict=Verdict(
+            not withholding, (*reasons, *evidence.notes), _strictest(withholding).action if withholding else ""
+        ),
         rules=tuple(answer.report for answer in answers),
         trips=trips,
         breaches={answer.rule: answer.breaches for answer in answers if answer.breaches},
-        holds=_holds(answers, evidence.history, published=not trips),
+        holds=_holds(answers, evidence.history, published=not withholding),
     )
+
+
+def held_on_arrival(guardrails: Sequence[Any], history: History, drift: Mapping[int, Drift]) -> str | None:
+    """Why the density is to be held in this cycle by what has arrived, in words; None where it is not.
+
+    Args:
+        guardrails: of the recipe.
+        history: of the lineage before the cycle.
+        drift: how far each new megabatch lies from the past, by number.
+    """
+    asked = [(rule, o) for rule, o in _named(guardrails) if type(o) in ON_ARRIVAL and o.then in HOLDING]
+    answers = [_Answer(rule, o, on_arrival(o, drift), history.breaches.get(rule, 0)) for rule, o in asked]
+    return "; ".join(f"{a.rule} tripped ({a.words})" for a in answers if a.trips) or None
 
 
 def diverged(guardrails: Sequence[Any], reason: str) -> Trip | None:
@@ -89,6 +107,10 @@ def hold_since(trip: Trip) -> Hold:
     return Hold(trip.rule, trip.reason, 0, trip.recover_after)
 
 
+def _asked(rule: str, options: Any, evidence: Evidence) -> _Answer:
+    return _Answer(rule, options, RULES[options](options, evidence), evidence.history.breaches.get(rule, 0))
+
+
 @dataclass(frozen=True)
 class _Answer:
     """One rule's finding, in the light of the breaches before it."""
@@ -105,6 +127,12 @@ class _Answer:
     @property
     def trips(self) -> bool:
         return bool(self.breaches >= self.options.trip_after)
+
+    @property
+    def withholds(self) -> bool:
+        """Whether it trips, and its version is withheld for it."""
+        watches = (*ON_ARRIVAL, GapChange)
+        return self.trips and not (type(self.options) in watches and self.options.then in HOLDING)
 
     @property
     def trip(self) -> Trip:

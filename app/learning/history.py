@@ -22,12 +22,15 @@ LONGEST = 256
 
 @dataclass(frozen=True)
 class Ancestor:
-    """One version of the lineage: its stage and density, and its accuracy on validation examples."""
+    """One version of the lineage: its stage and density, its accuracy on validation examples, its generalization gap;
+    None of a version that was made before gaps were remembered.
+    """
 
     stage: int
     density: float
     accuracy: float
     examples: int
+    gap: float | None = None
 
 
 @dataclass(frozen=True)

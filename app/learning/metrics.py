@@ -11,11 +11,13 @@ Laws:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from app.learning.changes import Change
+from app.learning.drift import Drift
 from app.learning.evaluation import Evaluation
 from app.learning.flops import Flops
 from app.learning.history import History
@@ -71,6 +73,8 @@ class Measured:
         agreement: least agreement of two samples' masks over the pruning steps, if any was measured.
         unrounded: accuracy on the verdict's rows before the weights were rounded; None where they are not.
         asked: on the validation rows of all megabatches; None when there are none.
+        drift: how far each new megabatch lies from the past, by number.
+        gap: how far the generalization gap has risen over the lineage; None where it is not watched, or there is none.
     """
 
     training: Evaluation
@@ -84,6 +88,8 @@ class Measured:
     agreement: float | None = None
     unrounded: float | None = None
     asked: Evaluation | None = None
+    drift: Mapping[int, Drift] = field(default_factory=dict)
+    gap: Change | None = None
 
 
 def figures(measured: Measured, history: History) -> dict[str, float]:
@@ -114,6 +120,7 @@ def figures(measured: Measured, history: History) -> dict[str, float]:
     if lost := forgetting(measured, history):
         found["forgetting"] = sum(lost.values()) / len(lost)
         found["worst_forgetting"] = max(lost.values())
+    found |= _watched(measured)
     if measured.agreement is not None:
         found["mask_agreement"] = measured.agreement
     if measured.unrounded is not None:
@@ -141,7 +148,22 @@ def report(measured: Measured, history: History) -> dict[str, Any]:
         str(number): {"accuracy": retained.accuracy, "examples": retained.examples, "forgotten": lost.get(number)}
         for number, retained in sorted(measured.retained.items())
     }
+    found["drift"] = {str(number): drift.document() for number, drift in sorted(measured.drift.items())}
+    found["gap"] = measured.gap.document() if measured.gap else None
     return found
+
+
+def _watched(measured: Measured) -> dict[str, float]:
+    """The largest effect of each kind over the new megabatches, how far the gap has risen, and how many alarms."""
+    kinds = {"input_drift": "inputs", "label_shift": "labels", "prequential_drop": "accuracy"}
+    shifts = {name: [s for drift in measured.drift.values() if (s := getattr(drift, kind))]
+              for name, kind in kinds.items()}  # fmt: skip
+    found = {name: max(shift.effect for shift in every) for name, every in shifts.items() if every}
+    alarms = [shift.alarm for every in shifts.values() for shift in every]
+    if measured.gap is not None:
+        found["gap_change"] = measured.gap.statistic
+        alarms.append(measured.gap.alarm)
+    return found | ({"alarms": float(sum(alarms))} if alarms else {})
 
 
 def _answers(name: str, answers: Evaluation) -> dict[str, float]:

@@ -139,8 +139,7 @@ class Plan:
         self._replayed = [self._by_number[number] for number in self.trained]
         self._free = [~_within(examples, given.evaluation) for examples in self._replayed]
         self._held_out = [
-            is_validation(np.asarray(examples.ids), self.recipe.validation_share) & free
-            for examples, free in zip(self._replayed, self._free, strict=True)
+            self.held_out(examples) & free for examples, free in zip(self._replayed, self._free, strict=True)
         ]
         self.moments = self._moments()
         self.normalisation = self._statistics()
@@ -150,12 +149,19 @@ class Plan:
             raise NothingToTrain("no training examples are left: upload more, or lower validation_share")
         self.selection, self._verdict_half, self.notes = self._halves()
 
-    def step(self, mask: Mask) -> Step:
-        """What this cycle does to the density of ``mask``, the one that it starts under."""
+    def step(self, mask: Mask, hold: str | None = None) -> Step:
+        """What this cycle does to the density of ``mask``, the one that it starts under.
+
+        Args:
+            mask: as the parent left it.
+            hold: why density is to be held by what has arrived, if it is.
+        """
         parent, history = self.given.parent, self.given.history
         arrived = history.arrived + sum(len(self._by_number[number]) for number in self.given.new)
         standing = Standing(parent.stage if parent else 0, mask.kept, mask.total, arrived, history)
-        return advance(self.recipe.schedule, standing, hold=self.given.hold or history.held, scale=self.given.scale)
+        return advance(
+            self.recipe.schedule, standing, hold=self.given.hold or history.held or hold, scale=self.given.scale
+        )
 
     def order(self, epoch: int) -> Tensor:
         """Positions of the training rows in the order in which an epoch shows them."""
@@ -232,6 +238,26 @@ class Plan:
         """One megabatch."""
         return self._by_number[number]
 
+    def past(self, newest: int) -> list[Examples]:
+        """The newest megabatches at hand that an ancestor took in, oldest first."""
+        old = (examples for examples in self.given.megabatches if examples.number not in self.given.new)
+        return sorted(old, key=lambda examples: examples.number)[-newest:]
+
+    def held_out(self, examples: Examples) -> npt.NDArray[np.bool_]:
+        """Which examples of a megabatch are never trained on: (n,) bool."""
+        return is_validation(np.asarray(examples.ids), self.recipe.validation_share)
+
+    def drawn(
+        self, megabatches: Sequence[Examples], eligible: Sequence[npt.NDArray[np.bool_]], size: int, purpose: str
+    ) -> Rows:
+        """At most ``size`` random rows of those that are ``eligible``, as the parent's clients normalise them."""
+        every = np.concatenate(eligible)
+        there = np.flatnonzero(every)
+        chosen = np.zeros(len(every), dtype=np.bool_)
+        chosen[there[permutation(len(there), self.seed(purpose))[:size].numpy()]] = True
+        parts = np.split(chosen, np.cumsum([len(mask) for mask in eligible])[:-1])
+        return self._rows(megabatches, parts, self._parents_normalisation, hold=False)
+
     def next_buffer(self, network: nn.Module, pulse: Callable[[], None]) -> dict[int, npt.NDArray[np.bool_]]:
         """What is replayed after this cycle, as the policy chooses with the trained ``network``."""
         rows = self.training
@@ -278,7 +304,7 @@ class Plan:
     @cached_property
     def asked(self) -> Rows:
         """The validation rows of every megabatch that is there, those that an epoch was selected on too."""
-        held = [is_validation(np.asarray(examples.ids), self.recipe.validation_share) for examples in self.megabatches]
+        held = [self.held_out(examples) for examples in self.megabatches]
         return self._rows(self.megabatches, held, self.normalisation, hold=False)
 
     def retained(self, answers: Evaluation | None) -> dict[int, Retained]:

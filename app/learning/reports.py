@@ -137,13 +137,13 @@ def next_history(plan: Plan, stage: int, density: float, measured: Measured, jud
         measured: what is known of that version.
         judgement: what guardrails made of it.
     """
-    before, answers, evaluation = plan.given.history, measured.validation, measured.evaluation
+    before, evaluation = plan.given.history, measured.evaluation
     new = sum(len(plan.examples(number)) for number in plan.given.new)
-    here = (Ancestor(stage, density, answers.accuracy, len(answers)),) if answers else ()
+    here = ancestor_of(stage, density, measured)
     best = {n: max(before.best.get(n, 0.0), kept.accuracy) for n, kept in measured.retained.items()}
     return History(
         arrived=before.arrived + new,
-        ancestors=(*before.ancestors, *here)[-LONGEST:],
+        ancestors=(*before.ancestors, *([here] if here else ()))[-LONGEST:],
         best=_remembered({**before.best, **best}, measured.retained),
         breaches=judgement.breaches,
         holds=judgement.holds,
@@ -151,6 +151,15 @@ def next_history(plan: Plan, stage: int, density: float, measured: Measured, jud
         evaluation_examples=before.evaluation_examples + (len(evaluation) if evaluation else 0),
         moments=plan.moments,
     )
+
+
+def ancestor_of(stage: int, density: float, measured: Measured) -> Ancestor | None:
+    """What is remembered of a version by those that come from it; None without validation examples."""
+    answers = measured.validation
+    if answers is None:
+        return None
+    gap = measured.training.accuracy - answers.accuracy
+    return Ancestor(stage, density, answers.accuracy, len(answers), gap)
 
 
 def _remembered(best: Mapping[int, float], asked: Container[int]) -> dict[int, float]:

@@ -6,13 +6,14 @@ Knows: the candidate version as values. Must never know: how it came about, or w
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from app.domain import Event, Layer, Progress, Trip, Verdict
+from app.learning.drift import Drift
 from app.learning.history import History
 from app.learning.metrics import Arrival
 from app.learning.normalisation import NormalisationState
@@ -41,6 +42,7 @@ class CycleResult:
             there, and to the evaluation set.
         falls: at which pruning step of the cycle each prunable weight fell.
         trips: guardrails that tripped.
+        drift: how far each new megabatch lies from the past, by its number.
     """
 
     arrays: dict[str, npt.NDArray[Any]]
@@ -64,6 +66,7 @@ class CycleResult:
     answers: Answers
     falls: Falls
     trips: tuple[Trip, ...] = ()
+    drift: dict[int, Drift] = field(default_factory=dict)
 
 
 class Observer(Protocol):

@@ -87,7 +87,7 @@ def accuracy_drop(options: AccuracyDrop, evidence: Evidence) -> Finding:
     """Accuracy lies more than ``at_most`` below the champion's on the same examples, and not by chance (McNemar)."""
     validation, champion = evidence.measured.validation, evidence.measured.champion
     if validation is None:
-        return _unjudged("there are no validation examples, so accuracy was not compared")
+        return unjudged("there are no validation examples, so accuracy was not compared")
     n = len(validation)
     if champion is None:
         return Finding(True, {"examples": n})
@@ -110,7 +110,7 @@ def accuracy_floor(options: AccuracyFloor, evidence: Evidence) -> Finding:
     """The exact upper bound of the accuracy lies below ``at_least``."""
     validation = evidence.measured.validation
     if validation is None:
-        return _unjudged("there are no validation examples, so accuracy was not compared with the floor")
+        return unjudged("there are no validation examples, so accuracy was not compared with the floor")
     right, n = int(validation.correct.sum()), len(validation)
     bound = upper_bound(right, n, options.confidence)
     figures = {"examples": n, "accuracy": right / n, "upper_bound": bound}
@@ -129,7 +129,7 @@ def class_floor(options: ClassFloor, evidence: Evidence) -> Finding:
     """The exact upper bound of the accuracy on one class lies below ``at_least``; each class is asked by itself."""
     validation = evidence.measured.validation
     if validation is None:
-        return _unjudged("there are no validation examples, so no class was compared with the floor")
+        return unjudged("there are no validation examples, so no class was compared with the floor")
     right, examples = (counts.tolist() for counts in validation.by_class)
     asked = [index for index, n in enumerate(examples) if n]
     worst = min(asked, key=lambda index: (right[index] / examples[index], index))
@@ -145,7 +145,7 @@ def class_floor(options: ClassFloor, evidence: Evidence) -> Finding:
             for i in below]  # fmt: skip
     reason = (
         f"accuracy is below the floor {options.at_least:g}, and not by chance, in {len(below)} of {len(asked)} "
-        f"classes: {_listed(told)}. Upload more examples of them, or set training.class_weights to balanced"
+        f"classes: {listed(told)}. Upload more examples of them, or set training.class_weights to balanced"
     )
     return Finding(False, figures, reason)
 
@@ -160,7 +160,7 @@ def forgetting(options: Forgetting, evidence: Evidence) -> Finding:
     measured, best = evidence.measured, evidence.history.best
     past = {n: kept for n, kept in sorted(measured.retained.items()) if n in best and n not in measured.new}
     if not past:
-        return _unjudged("no validation examples of past megabatches were asked, so nothing was compared")
+        return unjudged("no validation examples of past megabatches were asked, so nothing was compared")
     before = {n: round(best[n] * kept.examples) for n, kept in past.items()}
     loss = {n: (before[n] - kept.right) / kept.examples for n, kept in past.items()}
     chance = {n: min(1.0, len(past) * fisher(kept.right, kept.examples, before[n], kept.examples))
@@ -177,7 +177,7 @@ def forgetting(options: Forgetting, evidence: Evidence) -> Finding:
             f"p = {chance[n]:.2g})" for n in forgotten]  # fmt: skip
     reason = (
         f"{len(forgotten)} of {len(past)} past megabatches are answered more than {options.at_most:g} worse than at "
-        f"their best: {_listed(told)}. Replay more of them, or quarantine the new megabatch if it contradicts them"
+        f"their best: {listed(told)}. Replay more of them, or quarantine the new megabatch if it contradicts them"
     )
     return Finding(False, figures, reason)
 
@@ -187,7 +187,7 @@ def generalization_gap(options: GeneralizationGap, evidence: Evidence) -> Findin
     """Training accuracy minus validation accuracy exceeds ``at_most``."""
     training, validation = evidence.measured.training, evidence.measured.validation
     if validation is None:
-        return _unjudged("there are no validation examples, so there is no gap to look at")
+        return unjudged("there are no validation examples, so there is no gap to look at")
     gap = training.accuracy - validation.accuracy
     figures = {"gap": gap, "train_accuracy": training.accuracy, "validation_accuracy": validation.accuracy,
                "examples": len(validation)}  # fmt: skip
@@ -209,7 +209,7 @@ def divergence(options: Divergence, evidence: Evidence) -> Finding:
     """The last epoch's training loss exceeds ``factor`` times the first's; infinities and NaN end a cycle before."""
     first, last = evidence.first_loss, evidence.last_loss
     if first is None or last is None:
-        return _unjudged("no whole epoch was trained, so its loss was not compared")
+        return unjudged("no whole epoch was trained, so its loss was not compared")
     figures = {"first_loss": first, "last_loss": last}
     if not _below(options.factor * first, last):
         return Finding(True, figures)
@@ -246,7 +246,7 @@ def layer_collapse(options: LayerCollapse, evidence: Evidence) -> Finding:
     figures = {"thinnest_layer": thinnest.name, "thinnest_density": thinnest.density, "layers_below": len(below)}
     if not below:
         return Finding(True, figures)
-    told = _listed([f"{layer.name} keeps {layer.kept} of {layer.total}" for layer in below])
+    told = listed([f"{layer.name} keeps {layer.kept} of {layer.total}" for layer in below])
     reason = (
         f"{told}, below the floor {options.at_least:g}: little passes through so thin a layer. Raise "
         "distribution.floor or the schedule's target"
@@ -259,7 +259,7 @@ def mask_agreement(options: MaskAgreement, evidence: Evidence) -> Finding:
     """The masks of two disjoint samples agree less than ``at_least`` in one of the pruning steps."""
     agreement = evidence.measured.agreement
     if agreement is None:
-        return _unjudged("no pruning step of this cycle compared the masks of two samples")
+        return unjudged("no pruning step of this cycle compared the masks of two samples")
     if agreement >= options.at_least:
         return Finding(True, {"agreement": agreement})
     reason = (
@@ -273,7 +273,8 @@ def mask_agreement(options: MaskAgreement, evidence: Evidence) -> Finding:
 # -- in common ---------------------------------------------------------------------------------------------------------
 
 
-def _unjudged(why: str) -> Finding:
+def unjudged(why: str) -> Finding:
+    """Passed, for want of data."""
     return Finding(True, {}, why)
 
 
@@ -287,6 +288,7 @@ def _below(value: float, limit: float) -> bool:
     return value < limit - _ROUNDING * max(1.0, abs(limit))
 
 
-def _listed(told: Sequence[str]) -> str:
+def listed(told: Sequence[str]) -> str:
+    """In one line, at most ``_LISTED`` of them."""
     more = [f"and {len(told) - _LISTED} more"] if len(told) > _LISTED else []
     return ", ".join([*told[:_LISTED], *more])

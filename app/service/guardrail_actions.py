@@ -73,6 +73,12 @@ def carry_out(
         _audit_request(tx, claim, verdict.action, why, again)
 
 
+def tell_trips(tx: Transaction, claim: Claim, version: Version, trips: Sequence[Trip]) -> None:
+    """Say which guardrails tripped on a version that passes: those that hold pruning from now on, and do no more."""
+    for trip in trips:
+        _audit(tx, claim, trip, version.number, None)
+
+
 def try_again(tx: Transaction, model: Model, claim: Claim, trip: Trip, *, held: bool) -> Cycle | None:
     """Do what a guardrail asks for that tripped without leaving a version; the next attempt, unless there is none."""
     again = _again(tx, model, claim, trip.action, held=held)

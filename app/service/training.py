@@ -52,7 +52,7 @@ from app.learning.cycle import (
 from app.learning.guardrails import diverged
 from app.learning.recipe import Recipe
 from app.service.gathering import Work, gather
-from app.service.guardrail_actions import carry_out, settled
+from app.service.guardrail_actions import carry_out, settled, tell_trips
 from app.service.lease import Running, Stopped, Watch, retrying
 from app.service.outcomes import fail, release, supersede
 from app.service.outputs import outputs_of
@@ -227,7 +227,8 @@ def _publish(store: Store, watch: Watch, claim: Claim, work: Work, result: Cycle
         version = tx.ledger.publish_version(claim, draft)
         for number, seen in result.prequential.items():
             assert claim.parent is not None, "only a parent can be tested on arrival"
-            tested = Prequential(claim.parent.number, seen.accuracy, seen.loss, seen.examples)
+            drift = result.drift[number].document()
+            tested = Prequential(claim.parent.number, seen.accuracy, seen.loss, seen.examples, drift)
             tx.buffer.record_prequential(model, number, tested)
         for event in result.events:
             tx.audit.append(event.kind, model=name, parameters={"cycle": claim.cycle.number, **event.parameters})
@@ -252,6 +253,7 @@ def _publish(store: Store, watch: Watch, claim: Claim, work: Work, result: Cycle
             outputs=[version.checkpoint, version.state, *_records(version)],
         )
         if draft.verdict.passed:
+            tell_trips(tx, claim, version, result.trips)
             promote_passed(tx, model, version)
         else:
             carry_out(store, tx, model, claim, version, result.trips, held=work.held)

@@ -79,6 +79,7 @@ class Buffer(Erasures):
             "accuracy": prequential.accuracy,
             "loss": prequential.loss,
             "examples": prequential.examples,
+            "drift": prequential.drift,
         }
         self._connection.execute(
             sa.update(megabatches).where(*_is(model, number)).values(prequential=document),

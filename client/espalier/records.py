@@ -179,6 +179,58 @@ class Model(Record):
 
 
 @dataclass(frozen=True)
+class Shift(Record):
+    """How far one sample lies from another.
+
+    Attributes:
+        statistic: of the test; of ``accuracy``, the accuracy on arrival.
+        effect: how large the difference is, 0 to 1.
+        alarm: whether it is more than chance and more than the recipe accepts.
+        examples, reference: how many were compared with how many.
+    """
+
+    statistic: float
+    p_value: float
+    effect: float
+    alarm: bool
+    examples: int
+    reference: int
+
+
+@dataclass(frozen=True)
+class Feature(Record):
+    """A feature whose distribution differs: its place in the flattened example, or in the embedding, from 0."""
+
+    index: int
+    effect: float
+    p_value: float
+
+
+@dataclass(frozen=True)
+class InputShift(Shift):
+    """How far inputs lie from those of the past.
+
+    Attributes:
+        of: ``features``, as they are stored, or ``embedding``: as the champion sees them.
+        features: the most drifted ones, first of all the one that the figures are of.
+        width: how many features there are.
+    """
+
+    of: str
+    features: tuple[Feature, ...]
+    width: int
+
+
+@dataclass(frozen=True)
+class Drift(Record):
+    """How far a new megabatch lies from the past; None what is not watched, or could not be compared."""
+
+    inputs: InputShift | None = None
+    labels: Shift | None = None
+    accuracy: Shift | None = None
+
+
+@dataclass(frozen=True)
 class Prequential(Record):
     """The champion's accuracy on a megabatch before it trained on it: what production saw.
 
@@ -189,6 +241,7 @@ class Prequential(Record):
     accuracy: float
     loss: float | None
     examples: int
+    drift: Drift | None = None
 
 
 @dataclass(frozen=True)

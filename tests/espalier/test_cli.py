@@ -126,7 +126,11 @@ def test_every_listing_and_page(run: Run, trained: str) -> None:
     assert "schedule.tau" in shown
     assert re.search(r"champion +version 2 ", shown)
     assert [line.split()[0] for line in run("batch", "list", trained).out.splitlines()] == ["megabatch", "1", "2"]
-    assert "by version 1" in run("batch", "show", trained, 2).out
+    met = run("batch", "show", trained, 2).out
+    assert "by version 1" in met
+    assert re.search(r"input drift +0\.\d{3}, p = \S+, \d+ examples against \d+", met)
+    assert re.search(r"most drifted +feature \d+ 0\.\d{3}", met)
+    assert re.search(r"label shift +0\.\d{3}, p = ", met) and re.search(r"prequential drop +0\.\d{3}, p = ", met)
     assert [line.split()[0] for line in run("cycle", "list", trained, "-n", 1).out.splitlines()] == ["cycle", "2"]
     assert re.search(r"state +published", run("cycle", "show", trained, 1).out)
     assert re.search(r"layers\.0\.weight +24 x 16   density", run("version", "show", f"{trained}:2").out)

@@ -44,6 +44,7 @@ def test_upload_cycle_download_rollback_cycle(on_each_database: Deployment) -> N
     x, y = sent[3]
     arrival = client.megabatch("gas", 3).prequential
     assert arrival is not None and arrival.version == 2
+    assert arrival.drift is not None and arrival.drift.inputs is not None and not arrival.drift.inputs.alarm
     assert round(arrival.accuracy * len(y)) == int(np.sum(loaded[2].predict(x) == y))
 
     done = client.rollback("gas", 1, reason="line 3 was out of order", quarantine=[2, 3])

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 
 from app import domain
 from app.api.schemas.inputs import by_class
+from app.api.schemas.reports import DRIFT, Drift
 from app.api.schemas.wire import DIGEST, TIME, Digest, Page, Time, example
 
 _MEGABATCH = {
@@ -24,7 +25,7 @@ _MEGABATCH = {
     "histogram": {"ethanol": 1300, "ethylene": 1000},
     "shape": [128],
     "dtype": "float32",
-    "prequential": {"version": 4, "accuracy": 0.672, "loss": 1.1, "examples": 2300},
+    "prequential": {"version": 4, "accuracy": 0.672, "loss": 1.1, "examples": 2300, "drift": DRIFT},
     "evaluation_overlap": 0,
     "cycle": 5,
     "received_at": TIME,
@@ -40,11 +41,21 @@ class Prequential(BaseModel):
         description="Mean cross-entropy over examples of classes that it knows; null when there are none."
     )
     examples: int = Field(description="How many examples it was tested on.")
+    drift: Drift | None = Field(
+        description="How far the megabatch lies from what that champion's lineage had taken in; null where it was not "
+        "watched."
+    )
 
     @classmethod
     def from_domain(cls, tested: domain.Prequential) -> Self:
         """From the domain's value."""
-        return cls(version=tested.version, accuracy=tested.accuracy, loss=tested.loss, examples=tested.examples)
+        return cls(
+            version=tested.version,
+            accuracy=tested.accuracy,
+            loss=tested.loss,
+            examples=tested.examples,
+            drift=None if tested.drift is None else Drift.model_validate(tested.drift),
+        )
 
 
 class Megabatch(BaseModel):

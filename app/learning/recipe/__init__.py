@@ -9,7 +9,8 @@ Laws:
     * An unknown key is an error that lists the known ones.
     * What cannot work together is refused here, with the remedy, before anything is stored.
 
-Rooms: ``networks``, ``pruning`` (which, where, how much, when), ``replay``, ``training``, ``guardrails``, ``triggers``;
+Rooms: ``networks``, ``pruning`` (which, where, how much, when), ``replay``, ``training``, ``monitoring``,
+``guardrails``, ``triggers``;
 ``whole`` joins them.
 """
 
@@ -20,10 +21,21 @@ from app.learning.recipe.guardrails import (
     DensityFloor,
     Divergence,
     Forgetting,
+    GapChange,
     GeneralizationGap,
     Guardrail,
+    InputDrift,
+    LabelShift,
     LayerCollapse,
     MaskAgreement,
+    PrequentialDrop,
+)
+from app.learning.recipe.monitoring import (
+    AccuracyMonitor,
+    GapMonitor,
+    InputMonitor,
+    LabelMonitor,
+    Monitoring,
 )
 from app.learning.recipe.networks import (
     Cnn,
@@ -116,6 +128,7 @@ __all__ = [
     "TARGETS",
     "AccuracyDrop",
     "AccuracyFloor",
+    "AccuracyMonitor",
     "AdamW",
     "App",
     "AtStart",
@@ -143,13 +156,19 @@ __all__ = [
     "Factor",
     "Forgetting",
     "FullReplay",
+    "GapChange",
+    "GapMonitor",
     "GeneralizationGap",
     "Global",
     "Grasp",
     "Guardrail",
     "HardestFirst",
     "Herding",
+    "InputDrift",
+    "InputMonitor",
     "KCentre",
+    "LabelMonitor",
+    "LabelShift",
     "LastReplay",
     "LayerCollapse",
     "LearningRate",
@@ -158,6 +177,7 @@ __all__ = [
     "Manual",
     "MaskAgreement",
     "Mlp",
+    "Monitoring",
     "Multistep",
     "Network",
     "NoAveraging",
@@ -168,6 +188,7 @@ __all__ = [
     "Options",
     "Pace",
     "PinnedReplay",
+    "PrequentialDrop",
     "Ramp",
     "Random",
     "Reading",

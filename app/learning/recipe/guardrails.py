@@ -105,6 +105,38 @@ class MaskAgreement(_Rule):
     )
 
 
+class _Watch(_Rule):
+    then: Literal["hold", "withhold"] = Field(
+        "hold",
+        description="When it trips: `hold` the density, in this very cycle where the alarm comes before pruning, and "
+        "publish what is retrained; or `withhold` the version.",
+    )
+
+
+class InputDrift(_Watch):
+    """`monitoring.inputs` raises an alarm: the inputs of a new megabatch differ from the past's."""
+
+    name: Literal["input-drift"] = "input-drift"
+
+
+class LabelShift(_Watch):
+    """`monitoring.labels` raises an alarm: the classes of a new megabatch are mixed unlike the past's."""
+
+    name: Literal["label-shift"] = "label-shift"
+
+
+class PrequentialDrop(_Watch):
+    """`monitoring.accuracy` raises an alarm: the champion answers a new megabatch worse than it was validated."""
+
+    name: Literal["prequential-drop"] = "prequential-drop"
+
+
+class GapChange(_Watch):
+    """`monitoring.gap` raises an alarm: the generalization gap has risen over the versions. Known after training."""
+
+    name: Literal["gap-change"] = "gap-change"
+
+
 Guardrail = Annotated[
     Union[
         AccuracyDrop,
@@ -116,6 +148,10 @@ Guardrail = Annotated[
         Divergence,
         DensityFloor,
         MaskAgreement,
+        InputDrift,
+        LabelShift,
+        PrequentialDrop,
+        GapChange,
     ],
     Field(discriminator="name"),
 ]

@@ -18,10 +18,15 @@ from app.learning.recipe.guardrails import (
     AccuracyDrop,
     DensityFloor,
     Divergence,
+    GapChange,
     Guardrail,
+    InputDrift,
+    LabelShift,
     LayerCollapse,
     MaskAgreement,
+    PrequentialDrop,
 )
+from app.learning.recipe.monitoring import Monitoring
 from app.learning.recipe.networks import Custom, Mlp, Network
 from app.learning.recipe.options import Options
 from app.learning.recipe.pruning import (
@@ -80,12 +85,13 @@ class Recipe(Options):
         max_length=16,
         description="Rules before promotion.",
     )
+    monitoring: Monitoring = Field(Monitoring(), description="What is watched of megabatches and versions.")
     trigger: Trigger = Field(EveryMegabatches(), description="When a cycle starts.")
     checkpoint: CheckpointOptions = Field(CheckpointOptions(), description="What is published of the trained weights.")
 
     @model_validator(mode="after")
     def _workable(self) -> Self:
-        faults = [*_floors(self), *_pruning(self), *_replaying(self), *_training(self)]
+        faults = [*_floors(self), *_pruning(self), *_replaying(self), *_training(self), *_watching(self)]
         if faults:
             raise _refusal(faults)
         return self
@@ -203,6 +209,30 @@ def _training(recipe: Recipe) -> Iterator[Fault]:
             "/training/averaging/share",
             f"the last {training.averaging.share:g} of the epochs begin before the ramp ends at {pace.share:g}, so "
             "weights under different masks would be averaged: lower either share",
+        )
+
+
+def _watching(recipe: Recipe) -> Iterator[Fault]:
+    """Guardrails that wait for an alarm which nothing raises; an embedding that is nowhere."""
+    watch = recipe.monitoring
+    alarms: dict[type[Options], tuple[str, bool]] = {
+        InputDrift: ("inputs", watch.inputs.on), LabelShift: ("labels", watch.labels.on),
+        PrequentialDrop: ("accuracy", watch.accuracy.on), GapChange: ("gap", watch.gap.on),
+    }  # fmt: skip
+    for index, rule in enumerate(recipe.guardrails):
+        monitor, on = alarms.get(type(rule), ("", True))
+        if not on:
+            yield (
+                f"/guardrails/{index}",
+                f"{rule.name} waits for an alarm of monitoring.{monitor}, which is off: set monitoring.{monitor}.on to "
+                "true, or leave the guardrail out",
+            )
+    custom = isinstance(recipe.network, Custom) and recipe.network.features is None
+    if custom and watch.inputs.on and watch.inputs.of == "embedding":
+        yield (
+            "/monitoring/inputs/of",
+            "network custom does not say where its embedding is: set network.features to the name of the module whose "
+            "input it is, or monitoring.inputs.of to features",
         )
 
 

@@ -10,7 +10,7 @@ import typer
 from espalier.commands.waiting import wait_for
 from espalier.console import NONE, count, plural, share, size, when
 from espalier.download import BLOCK
-from espalier.records import CHAMPION, Erased, Megabatch, Prequential, SortedMegabatch
+from espalier.records import CHAMPION, Drift, Erased, Megabatch, Prequential, Shift, SortedMegabatch
 from espalier.session import UNPUBLISHED, Limit, ModelName, Reason, Session, command, group
 
 Number = Annotated[int, typer.Argument(metavar="NUMBER", min=1, help="Number of the megabatch.")]
@@ -92,7 +92,7 @@ def list_megabatches(session: Session, name: ModelName, limit: Limit = 1000) -> 
 
 
 def show(session: Session, name: ModelName, number: Number) -> None:
-    """Show one megabatch: classes, digest, how the champion did on it on arrival."""
+    """Show one megabatch: classes, digest, how the champion did on it on arrival, how far it lies from the past."""
     megabatch = session.client.megabatch(name, number)
     tested = megabatch.prequential
     rows: dict[str, object] = {
@@ -107,6 +107,8 @@ def show(session: Session, name: ModelName, number: Number) -> None:
         else f"accuracy {share(tested.accuracy)}, {_loss(tested)}, by version {tested.version}",
         "received": when(megabatch.received_at),
     }
+    if tested is not None and tested.drift is not None:
+        rows |= _drift(tested.drift)
     session.pairs(megabatch, rows | {f"  {label}": count(n) for label, n in megabatch.histogram.items()})
 
 
@@ -260,6 +262,25 @@ def _status(megabatch: Megabatch) -> str:
 
 def _loss(tested: Prequential) -> str:
     return "none of its classes known" if tested.loss is None else f"loss {tested.loss:.3f}"
+
+
+def _drift(drift: Drift) -> dict[str, object]:
+    """Each figure in a line, and the features that drifted most in another."""
+    rows: dict[str, object] = {}
+    if drift.inputs is not None:
+        part = "unit" if drift.inputs.of == "embedding" else "feature"
+        most = ", ".join(f"{part} {each.index} {share(each.effect)}" for each in drift.inputs.features)
+        rows |= {"input drift": _shift(drift.inputs), "most drifted": f"{most} (of {count(drift.inputs.width)})"}
+    if drift.labels is not None:
+        rows["label shift"] = _shift(drift.labels)
+    if drift.accuracy is not None:
+        rows["prequential drop"] = _shift(drift.accuracy)
+    return rows
+
+
+def _shift(shift: Shift) -> str:
+    compared = f"{plural(shift.examples, 'example')} against {count(shift.reference)}"
+    return f"{share(shift.effect)}, p = {shift.p_value:.2g}, {compared}{': ALARM' if shift.alarm else ''}"
 
 
 def _accepted(megabatch: Megabatch) -> str:

@@ -158,7 +158,7 @@ def resume(session: Session, name: ModelName, reason: Reason) -> None:
 
 
 def metrics(session: Session, name: ModelName) -> None:
-    """Show a model's time line: density, accuracies, gap and bytes of each version, oldest first."""
+    """Show a model's time line: density, accuracies, gap, drift and bytes of each version, oldest first."""
     points = list(session.client.time_line(name))
     rows = [
         (
@@ -169,6 +169,9 @@ def metrics(session: Session, name: ModelName) -> None:
             share(point.metrics.get("validation_accuracy")),
             share(point.metrics.get("prequential_accuracy")),
             share(point.metrics.get("generalization_gap")),
+            share(point.metrics.get("input_drift")),
+            share(point.metrics.get("label_shift")),
+            NONE if (alarms := point.metrics.get("alarms")) is None else count(int(alarms)),
             size(point.checkpoint_bytes),
             size(point.dense_bytes),
             count(point.megabatches),
@@ -177,8 +180,8 @@ def metrics(session: Session, name: ModelName) -> None:
         for point in points
     ]
     columns = (
-        "version", "status", "stage", "density", "validation", "on arrival", "gap", "size", "dense", "megabatches",
-        "created",
+        "version", "status", "stage", "density", "validation", "on arrival", "gap", "input drift", "label shift",
+        "alarms", "size", "dense", "megabatches", "created",
     )  # fmt: skip
     session.table(points, columns, rows, f"{name} has no versions yet: `espalier batch push {name} FILE --wait`")
 
