@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from httpx import Response
 
+from app.service.lease import Running
+from app.service.training import run_next_cycle
+from espalier.formats import checkpoint, megabatch
 from espalier.formats.canonical import sha256_digest
 from espalier.formats.custody import Use, decode_answers, decode_samples
-from tests.api.conftest import House, problem
+from tests.api.conftest import RECIPE, House, examples, problem
 from tests.custody import FRESH, HELD_BACK, OLD, make_recorded
 
 SAMPLES = "/v1/models/gas/versions/champion/samples"
@@ -148,3 +152,48 @@ def test_who_made_it_the_champion_then_and_why(grown: House) -> None:
     then = grown.http.get(path, params={"at": moved["moved_at"]}).json()
     assert (then["version"], then["actor"], then["reason"]) == (1, "worker-1", "passed")
     assert grown.http.get(path).json()["actor"] is None
+
+
+@pytest.fixture
+def trained(house: House) -> House:
+    """Three versions, each made by a real cycle out of an upload."""
+    training = {"epochs": 2, "minibatch": 16, "least_steps": 0}
+    recipe = {**RECIPE, "training": training, "guardrails": [], "validation_share": 0.4}
+    house.create(recipe=recipe).raise_for_status()
+    for seed in (1, 2, 3):
+        house.upload(data=megabatch.encode(*examples(seed, n=90))).raise_for_status()
+        running = Running("worker-1")
+        ended = run_next_cycle(house.store, house.settings, running=running, device=torch.device("cpu"))
+        assert ended is not None and ended.version == seed, ended
+    return house
+
+
+def test_after_real_cycles_an_auditor_gets_every_answer(trained: House) -> None:
+    """What is told over HTTP is what was uploaded, and what the checkpoints themselves answer."""
+    path = "/v1/models/gas/versions"
+    x, y = (np.concatenate(parts) for parts in zip(*(examples(seed, n=90) for seed in (1, 2)), strict=True))
+    ids = megabatch.example_ids(x)
+    held = megabatch.is_validation(ids, 0.4)
+    answers = {n: decode_answers(trained.http.get(f"{path}/{n}/records/answers").content) for n in (2, 3)}
+    assert sorted(ids[held].tolist()) == answers[2].ids.tolist()
+    saved = {n: checkpoint.decode(trained.http.get(f"{path}/{n}/checkpoint").content) for n in (2, 3)}
+    before, now = (saved[n].predict(x[held]) for n in (2, 3))
+    diff = trained.http.get(f"{path}/2/diff/3", params={"limit": 100}).json()
+    changed = {
+        str(id): (int(label), int(old), int(new))
+        for id, label, old, new in zip(ids[held].tolist(), y[held], before, now, strict=True)
+        if old != new
+    }
+    assert {item["id"] for item in diff["items"]} == changed.keys()
+    used = everything(trained, f"{path}/3/samples", use="trained", megabatch=3)
+    third = megabatch.example_ids(examples(3, n=90)[0])
+    assert {item["id"] for item in used} == set(map(str, third[~megabatch.is_validation(third, 0.4)].tolist()))
+    assert [item["version"] for item in everything(trained, "/v1/models/gas/megabatches/1/versions")] == [1, 2, 3]
+
+
+def test_after_real_cycles_the_champion_of_any_time_is_known(trained: House) -> None:
+    history = trained.http.get("/v1/models/gas/aliases/champion/history").json()["items"]
+    assert sorted(move["version"] for move in history) == [1, 2, 3]
+    for move in history:
+        found = trained.http.get("/v1/models/gas/aliases/champion", params={"at": move["moved_at"]})
+        assert found.json()["version"] == move["version"], found.text
