@@ -1,6 +1,7 @@
 """Cuts: which rows of which arrays an erasure takes out, and what is left of them as new blobs.
 
-Knows: example ids, ``.npy`` files, and which rows of the database name them. Must never know: versions, cycles, HTTP.
+Knows: example ids, ``.npy`` files, and which rows of the database name them. Must never know: what
+versions are made of, cycles, HTTP.
 
 Laws:
     * Memory stays bounded, however large a megabatch is: ids and labels are read whole (8 bytes an example each), and
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,13 @@ import numpy as np
 import numpy.typing as npt
 
 from app.domain import Digest, EvaluationSet, Megabatch, MegabatchStatus, Model
+from app.errors import CorruptBlob
 from app.service.overlap import ids_of, overlap
 from app.store.blobs import Blobs
 from app.store.database import Store, Transaction
 from app.store.erasures import Left
+from espalier.errors import CustodyMismatch
+from espalier.formats.custody import VALIDATION, Answers, decode_answers, encode_answers
 from espalier.formats.megabatch import arrays_digest
 
 Rows = npt.NDArray[np.int64]
@@ -73,6 +77,22 @@ class EvaluationCut:
         return self.found.examples - len(self.rows)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class AnswersCut:
+    """Answers that go from the file of a version, since labels and answers are values too.
+
+    Attributes:
+        file: as it is.
+        left: the answers that stay.
+        kept: the file with those; empty until it was written.
+    """
+
+    version: int
+    file: Digest
+    left: Answers
+    kept: Digest = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """What an erasure takes out, as the rows were when it looked.
@@ -84,6 +104,8 @@ class Found:
         evaluation: revisions of the evaluation set that hold some of the examples, by revision.
         absent: ids that nothing holds.
         last, revision: the newest megabatch, and the newest evaluation set.
+        answers: versions that answered some of the examples.
+        answered: all versions that may have, each with the file of its answers.
     """
 
     model: Model
@@ -94,6 +116,8 @@ class Found:
     absent: tuple[int, ...]
     last: int
     revision: int
+    answers: tuple[AnswersCut, ...] = ()
+    answered: tuple[tuple[int, Digest], ...] = ()
 
     @property
     def already(self) -> tuple[int, ...]:
@@ -119,7 +143,13 @@ class Found:
     def kept(self) -> list[Digest]:
         """Blobs that rows name afterwards, and did not before."""
         left = [*(cut.left for cut in self.cuts), *(part.left for part in self.evaluation)]
-        return [digest for one in left if one is not None for digest in (one.x, one.y, one.ids)]
+        arrays = [digest for one in left if one is not None for digest in (one.x, one.y, one.ids)]
+        return arrays + [cut.kept for cut in self.answers]
+
+    @property
+    def asked_of(self) -> list[int] | None:
+        """Megabatches that versions answered examples of; None: examples of the evaluation set go, which all answer."""
+        return None if self.evaluation else self.numbers
 
     def holds(self, tx: Transaction, model: Model) -> bool:
         """Whether the rows are still as they were when it looked."""
@@ -131,6 +161,7 @@ class Found:
             and max(sets, default=0) == self.revision
             and sorted(before, key=lambda megabatch: megabatch.number) == now
             and all(sets[part.found.revision] == part.found for part in self.evaluation)
+            and (not self.any or tuple(tx.custody.answered(model, self.asked_of)) == self.answered)
         )
 
 
@@ -159,7 +190,7 @@ def looked(store: Store, name: str, numbers: Sequence[int], samples: Sequence[in
     if len(wanted):
         for megabatch in whole:
             _rows_of(store.blobs, megabatch.ids, wanted, present)
-    return Found(
+    found = Found(
         model=model,
         named=tuple(sorted({megabatch.number for megabatch in named})),
         whole=tuple(sorted(whole, key=lambda megabatch: megabatch.number)),
@@ -169,6 +200,7 @@ def looked(store: Store, name: str, numbers: Sequence[int], samples: Sequence[in
         last=last,
         revision=max((one.revision for one in sets), default=0),
     )
+    return _with_answers(store, found, wanted) if found.any else found
 
 
 def carried_out(blobs: Blobs, found: Found) -> Found:
@@ -180,7 +212,8 @@ def carried_out(blobs: Blobs, found: Found) -> Found:
     parts = tuple(_shorter_evaluation(blobs, part) for part in found.evaluation)
     present = next((part.left for part in parts if part.left and part.found.revision == found.revision), None)
     cuts = tuple(_shorter(blobs, cut, None if present is None else present.ids) for cut in found.cuts)
-    return replace(found, cuts=cuts, evaluation=parts)
+    answers = tuple(replace(cut, kept=blobs.put(encode_answers(cut.left))) for cut in found.answers)
+    return replace(found, cuts=cuts, evaluation=parts, answers=answers)
 
 
 def runs_of(rows: Rows) -> tuple[tuple[int, int], ...]:
@@ -190,6 +223,33 @@ def runs_of(rows: Rows) -> tuple[tuple[int, int], ...]:
     breaks = np.flatnonzero(np.diff(rows) != 1)
     firsts, lasts = rows[np.r_[0, breaks + 1]], rows[np.r_[breaks, len(rows) - 1]]
     return tuple(zip(firsts.tolist(), lasts.tolist(), strict=True))
+
+
+def _with_answers(store: Store, found: Found, wanted: npt.NDArray[np.uint64]) -> Found:
+    """The same, with the answers that go: to single examples wherever they were asked, and to validation examples of
+    whole megabatches.
+    """
+    with store.reading() as tx:
+        answered = tuple(tx.custody.answered(found.model, found.asked_of))
+    if not answered:
+        return found
+    whole = [np.load(store.blobs.verified(megabatch.ids), allow_pickle=False) for megabatch in found.whole]
+    held = np.unique(np.concatenate([wanted, *whole]))
+    cuts = list[AnswersCut]()
+    for version, file in answered:
+        answers = _answers(store.blobs, file)
+        goes = np.where(answers.source == VALIDATION, np.isin(answers.ids, held), np.isin(answers.ids, wanted))
+        if goes.any():
+            columns = (getattr(answers, column.name)[~goes] for column in fields(answers))
+            cuts.append(AnswersCut(version, file, Answers(*columns)))
+    return replace(found, answers=tuple(cuts), answered=answered)
+
+
+def _answers(blobs: Blobs, file: Digest) -> Answers:
+    try:
+        return decode_answers(blobs.read(file))
+    except CustodyMismatch as error:
+        raise CorruptBlob(f"{file}: {error}") from error
 
 
 def _others(store: Store, name: str, but: set[int], last: int) -> list[Megabatch]:

@@ -195,6 +195,8 @@ def _mark(tx: Transaction, model: Model, found: Found) -> None:
     for part in found.evaluation:
         assert part.left is not None
         tx.buffer.shorten_evaluation(model, part.found, part.left)
+    for answers in found.answers:
+        tx.custody.replace_answers(model, answers.version, answers.kept)
     if (present := found.in_force) is not None and present.left is not None:
         left = present.left
         draft = MegabatchDraft(present.digest, left.x, left.y, left.ids, left.examples, left.bytes, left.histogram)
@@ -321,13 +323,19 @@ def _write_down(
 ) -> list[Digest]:
     """Append what went. Returns every blob that was given up."""
     given_up: list[Digest] = []
-    spare = list(snapshots)
+    spare, beside = [*snapshots, *(cut.file for cut in found.answers)], _beside(found, snapshots)
     for kind, about, inputs in _entries(found, stain):
         extra, spare = spare, []
-        parameters = {**about, "snapshots": len(extra)} if extra else about
+        parameters, beside = {**about, **beside}, {}
         tx.audit.append(kind, model=model.name, reason=reason, parameters=parameters, inputs=[*inputs, *extra])
         given_up += [*inputs, *extra]
     return given_up
+
+
+def _beside(found: Found, snapshots: Sequence[Digest]) -> dict[str, object]:
+    """What went beside the examples themselves; the first entry tells it."""
+    answers = [[cut.version, cut.file, cut.kept] for cut in found.answers]
+    return {**({"snapshots": len(snapshots)} if snapshots else {}), **({"answers": answers} if answers else {})}
 
 
 def _entries(found: Found, stain: _Stain) -> Iterator[tuple[str, dict[str, object], list[Digest]]]:

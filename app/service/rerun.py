@@ -29,6 +29,7 @@ from app.service.custody import not_recorded
 from app.service.gathering import Work, environment, given_of, replayed_rows
 from app.service.inputs import Chosen, Inputs, Role, decode_inputs
 from app.service.outputs import outputs_of
+from app.service.removal import ERASING
 from app.service.state import State, read_state
 from app.store.database import Store, Transaction
 from espalier.formats.canonical import exact, sha256_digest
@@ -117,12 +118,14 @@ class Subject:
     Attributes:
         published: the entry that tells the version; None where there is none.
         told: entries of the cycle's events, in order.
+        cut: what erasures left of answers since: (version, file, file that is left), in order.
     """
 
     version: Version
     inputs: Inputs
     published: AuditEntry | None
     told: tuple[AuditEntry, ...]
+    cut: tuple[tuple[int, Digest, Digest], ...] = ()
 
     @property
     def steps(self) -> int:
@@ -148,7 +151,7 @@ def subject_of(store: Store, name: str, ref: str, cycle: int | None = None) -> S
     if version.inputs is None:
         raise not_recorded(version, "inputs")
     inputs = decode_inputs(store.blobs.read(version.inputs))
-    return Subject(version, inputs, *_entries(store, version))
+    return Subject(version, inputs, *_entries(store, version), _cut(store, name))
 
 
 def rerun(store: Store, subject: Subject, *, until: int | None, device: torch.device, observe: Observer) -> Report:
@@ -219,11 +222,18 @@ def _entries(store: Store, version: Version) -> tuple[AuditEntry | None, tuple[A
     return published, tuple(told)
 
 
-def _of_model(store: Store, name: str) -> Iterator[AuditEntry]:
+def _cut(store: Store, name: str) -> tuple[tuple[int, Digest, Digest], ...]:
+    """What erasures took out of answers."""
+    entries = (entry for kind in ERASING for entry in _of_model(store, name, kind))
+    rows = [(entry.seq, row) for entry in entries for row in entry.document["parameters"].get("answers", ())]
+    return tuple((version, file, left) for _, (version, file, left) in sorted(rows))
+
+
+def _of_model(store: Store, name: str, kind: str | None = None) -> Iterator[AuditEntry]:
     after: int | None = None
     while True:
         with store.reading() as tx:
-            page = tx.audit.entries(name, after, _PAGE)
+            page = tx.audit.entries(name, after, _PAGE, kind)
         yield from page.items
         if page.next is None:
             return
@@ -276,7 +286,9 @@ def _against_the_log(subject: Subject) -> Iterator[str]:
     if entry is None:
         yield f"no entry of the log tells version {version.number}"
         return
-    outputs, said = entry.document["outputs"], entry.document["parameters"]
+    outputs, said = {*entry.document["outputs"]}, entry.document["parameters"]
+    for of, file, left in subject.cut:
+        outputs |= {left} if of == version.number and file in outputs else set()
     for name in FILES:
         if getattr(version, name) not in outputs:
             yield f"entry {entry.seq} does not name the version's {name}"

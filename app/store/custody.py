@@ -4,7 +4,8 @@ Knows: what a version's cycle did with samples of each megabatch, in one number.
 were; a blob of the version says that.
 
 Laws:
-    * Rows are written with their version and never changed, also when the megabatch is erased.
+    * Rows of the index are written with their version and never changed, also when the megabatch is erased. A version's
+      answers are the one file that an erasure replaces, by what is left of it.
     * What a descendant has of its ancestors is found by its ancestry, not written down again.
     * Retention leaves these files: a version whose bytes were swept still says what it was made from.
 """
@@ -15,7 +16,7 @@ from collections.abc import Collection, Iterator
 
 import sqlalchemy as sa
 
-from app.domain import Model, Page, Used
+from app.domain import Digest, Model, Page, Used
 from app.store.tables import LARGEST, uses, versions
 
 
@@ -24,6 +25,28 @@ class Custody:
 
     def __init__(self, connection: sa.Connection) -> None:
         self._connection = connection
+
+    def answered(self, model: Model, megabatches: Collection[int] | None) -> list[tuple[int, Digest]]:
+        """Versions that wrote down their answers, by number, each with the file.
+
+        Args:
+            model: whose they are.
+            megabatches: only versions whose own cycle used one of these; None for all.
+        """
+        wanted = sa.select(versions.c.number, versions.c.answers).where(
+            versions.c.model_id == model.id, versions.c.answers.is_not(None)
+        )
+        if megabatches is not None:
+            used = sa.select(uses.c.version).where(
+                uses.c.model_id == model.id, uses.c.megabatch.in_(sorted(megabatches))
+            )
+            wanted = wanted.where(versions.c.number.in_(used))
+        return [(number, digest) for number, digest in self._connection.execute(wanted.order_by(versions.c.number))]
+
+    def replace_answers(self, model: Model, version: int, file: Digest) -> None:
+        """Let a version name what an erasure left of its answers."""
+        here = versions.c.model_id == model.id, versions.c.number == version
+        self._connection.execute(sa.update(versions).where(*here).values(answers=file))
 
     def versions_of(self, model: Model, megabatch: int, after: int | None, limit: int) -> Page[Used]:
         """Versions whose own cycle used samples of a megabatch, oldest first.

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save
 
-from app.domain import Version
-from app.service import comparison, custody, evaluation, history, ingest, models, outcomes, release, retention
+from app.domain import Progress, Version
+from app.service import comparison, custody, evaluation, history, ingest, models, outcomes, release, rerun, retention
+from app.service.erasure import Asked, erase
 from app.service.inputs import decode_inputs
 from app.service.lease import Running
 from espalier.formats import checkpoint, megabatch
@@ -258,6 +261,34 @@ def test_versions_are_compared_and_data_is_followed(grown: House) -> None:
     assert (tallies["evaluation"].total.examples, tallies["evaluation"].only_now) == (0, len(now.of(EVALUATION)))
     _, page = custody.versions_of(grown.store, "gas", 1, after=None, limit=9, inherited=False)
     assert [used.version for used in page.items] == [1, 2, 3]
+
+
+def test_an_erasure_takes_labels_and_answers_and_leaves_ids_and_uses(grown: House) -> None:
+    before = [version_of(grown, number) for number in (1, 2, 3)]
+    second = arrays_of(grown, 2)[2]
+    third, evaluated = arrays_of(grown, 3)[2], answers_of(grown, before[2]).of(EVALUATION).ids
+    single = {int(third[megabatch.is_validation(third, HELD_OUT)][-1]), int(evaluated[0])}
+    erase(grown.store, "gas", Asked(megabatches=(2,), samples=tuple(single)), reason="asked to", actor=ACTOR)
+    gone = single | set(second.tolist())
+    for old in before:
+        now, told = version_of(grown, old.number), answers_of(grown, version_of(grown, old.number))
+        assert (now.inputs, now.samples, now.falls) == (old.inputs, old.samples, old.falls)
+        assert not gone & set(told.of(VALIDATION).ids.tolist())
+        assert not single & set(told.of(EVALUATION).ids.tolist())
+        if old.number == 1:
+            assert now.answers == old.answers
+        else:
+            assert not grown.store.blobs.has(str(old.answers))
+    assert len(answers_of(grown, version_of(grown, 3)).of(VALIDATION)) > 0
+    assert history.examine(grown.store) == []
+    report = rerun.rerun(
+        grown.store, rerun.subject_of(grown.store, "gas", "3"), until=None, device=torch.device("cpu"), observe=quiet
+    )
+    assert (report.outcome, report.findings) == (rerun.Outcome.GONE, ())
+
+
+def quiet(progress: Progress, snapshot: Callable[[], bytes]) -> None:
+    """An observer that looks away."""
 
 
 def test_version_0_saw_nothing(house: House) -> None:
