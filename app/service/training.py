@@ -83,6 +83,7 @@ def run_next_cycle(store: Store, settings: Settings, *, running: Running, device
     try:
         retrying(ending)
     except LeaseLost as lost:
+        log.warning("nothing of cycle %d of %s was published: %s", claim.cycle.number, claim.model.name, lost)
         supersede(store, running.actor, claim, str(lost))
     except Exception as error:
         log.exception("cycle %d of %s could not be ended as it should", claim.cycle.number, claim.model.name)
@@ -109,6 +110,7 @@ def _attempt(
     except Stopped:
         return partial(release, store, running.actor, claim)
     except LeaseLost as lost:
+        log.warning("cycle %d of %s is left: %s", claim.cycle.number, claim.model.name, lost)
         return partial(supersede, store, running.actor, claim, str(lost))
     except NothingToTrain as wait:
         return partial(supersede, store, running.actor, claim, f"its megabatches wait for more examples: {wait}")

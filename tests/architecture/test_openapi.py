@@ -73,6 +73,9 @@ def test_operations_declare_their_problems(operation: dict[str, Any]) -> None:
 
 @operations
 def test_operations_that_name_something_can_miss_it(operation: dict[str, Any]) -> None:
+    """But for the answers to OPTIONS, which say what would be possible."""
+    if operation["operationId"] in ("uploads_offered", "upload_offered"):
+        return
     if any(parameter["in"] == "path" for parameter in operation.get("parameters", ())):
         assert "404" in operation["responses"]
 

@@ -29,11 +29,12 @@ def populate(url: str, folder: Path) -> None:
     """A database at the oldest schema with rows that its migrations have something to do with."""
     migrate(url)
     store = Store(url, Blobs(folder / "blobs"))
-    for name in ("gas", "wine"):
-        model = make_model(store, name)
+    models = [make_model(store, name) for name in ("gas", "wine")]
+    for model in models:
         for _ in range(3):
             make_megabatch(store, model)
             make_version(store, model)
+    for model in models:
         make_cycle(store, model)
     store.dispose()
     downgrade(url, OLDEST)

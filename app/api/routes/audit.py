@@ -34,7 +34,7 @@ _Model = Annotated[
 _Kind = Annotated[
     str | None,
     Query(
-        pattern=r"^[a-z]+([.-][a-z]+)*$",
+        pattern=r"^[a-z]+([._-][a-z]+)*$",
         max_length=100,
         description="Entries of this kind only.",
         examples=["mask.pruned"],
