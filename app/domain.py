@@ -95,6 +95,7 @@ class CycleTrigger(StrEnum):
     GUARDRAIL = "guardrail"
     QUARANTINE = "quarantine"
     ERASURE = "erasure"
+    RECIPE = "recipe"
     INITIAL_WEIGHTS = "initial-weights"
 
 

@@ -19,7 +19,7 @@
     ├── NotFound
     │   ├── UnknownModel  UnknownMegabatch  UnknownEvaluationSet  UnknownCycle
     │   ├── UnknownVersion  UnknownAlias  UnknownEntry  UnknownProposal  UnknownKey
-    │   ├── UnknownUpload  UploadExpired  UnknownWebhook  UnknownDelivery
+    │   ├── UnknownRevision  UnknownUpload  UploadExpired  UnknownWebhook  UnknownDelivery
     │   ├── NotRecorded          the version was made before this was written down
     │   └── VersionSwept         its row is there, its bytes are not
     ├── Conflict                 true in itself, but not now
@@ -31,6 +31,7 @@
     │   ├── InputUnknown         what the model is fed is not known yet
     │   ├── NothingToTrain
     │   ├── ModelPaused
+    │   ├── RecipeUnchanged      a revision that says what is in force
     │   ├── VerdictStands        a version that its guardrails withheld, promoted without saying so
     │   ├── ProposalClosed       decided, expired or overtaken
     │   ├── AliasMoved           a lost race: the alias's revision is another one by now
@@ -173,6 +174,10 @@ class UnknownAlias(NotFound):
     """The model has no alias of this name."""
 
 
+class UnknownRevision(NotFound):
+    """A model's recipe has no revision of this number."""
+
+
 class UnknownProposal(NotFound):
     """A model has no proposal of this number."""
 
@@ -239,6 +244,10 @@ class InputUnknown(Conflict):
 
 class NothingToTrain(Conflict):
     """A cycle was asked for, and no eligible megabatch is there to train on."""
+
+
+class RecipeUnchanged(Conflict):
+    """A revision of a recipe would say what is in force."""
 
 
 class ModelPaused(Conflict):

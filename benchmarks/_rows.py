@@ -103,7 +103,7 @@ def _name(number: int) -> str:
 
 def _models(size: Size) -> Iterator[Row]:
     for number in range(1, size.models + 1):
-        yield number, _name(number), "active", None, 1, digest("recipe"), _INPUT, 1, _time(0)
+        yield number, _name(number), "active", None, 1, digest("recipe"), _INPUT, 1, _time(0), None
 
 
 def _recipes(size: Size) -> Iterator[Row]:

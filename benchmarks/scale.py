@@ -123,7 +123,7 @@ OPERATIONS: dict[str, Operation] = {
     "supersede": lambda tx, size: tx.ledger.supersede_cycles(_big(tx), "moved"),
     "references": lambda tx, size: tx.ledger.references([digest(str(n)) for n in range(20)]),
     "last tick": lambda tx, size: tx.ledger.last_tick(_big(tx)),
-    "stalled": lambda tx, size: tx.ledger.reclaim_stalled(),
+    "stalled": lambda tx, size: tx.ledger.reclaim(tx.ledger.held_leases()),
 }
 
 

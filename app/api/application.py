@@ -40,6 +40,7 @@ from app.api.routes import (
     megabatches,
     models,
     promotion,
+    recipes,
     sessions,
     uploads,
     versions,
@@ -85,8 +86,8 @@ def create_app(settings: Settings) -> FastAPI:
             "set ESPALIER_API_KEY, or listen on 127.0.0.1 (ESPALIER_HOST)"
         )
     nouns = (
-        *(models, megabatches, erasures, uploads, evaluation, cycles, versions, promotion, aliases, audit, events),
-        *(custody, decisions, keys, webhooks, sessions, health),
+        *(models, recipes, megabatches, erasures, uploads, evaluation, cycles, versions, promotion, aliases, audit),
+        *(events, custody, decisions, keys, webhooks, sessions, health),
     )
     routers = [noun.router for noun in nouns]
     routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]

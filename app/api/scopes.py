@@ -54,6 +54,11 @@ SCOPES: Mapping[str, Needs] = {
     "resume_model": Scope.TRAIN,
     "time_line": Scope.READ,
     "keep_initial_weights": Scope.TRAIN,
+    "get_recipe": Scope.READ,
+    "list_recipes": Scope.READ,
+    "compare_recipes": Scope.READ,
+    "preview_recipe": Scope.READ,
+    "revise_recipe": Scope.TRAIN,
     # Megabatches
     "upload_megabatch": Scope.INGEST,
     "list_megabatches": Scope.READ,

@@ -17,7 +17,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from app.domain import Actor, Digest, InputSpec, Model, ModelState, Page, RecipeRevision
-from app.errors import Fault, InvalidName, ModelExists, UnknownModel
+from app.errors import InvalidName, ModelExists, UnknownModel, UnknownRevision
 from app.store.rows import input_document, model_of, recipe_of
 from app.store.tables import LARGEST, NAME_PATTERN, models, recipes, ticks
 
@@ -56,17 +56,15 @@ class Registry:
         except sa.exc.IntegrityError as error:
             raise ModelExists(f"a model named {name!r} exists already: choose another name") from error
         model = self.model(name)
-        self._connection.execute(
-            sa.insert(recipes).values(
-                model_id=model.id,
-                revision=1,
-                digest=recipe_digest,
-                document=dict(recipe_document),
-                initial_weights=recipe_document.get("initial_weights"),
-                created_at=self._now,
-            )
-        )
+        self._add_recipe(model, 1, recipe_document, recipe_digest)
         return model
+
+    def revise_recipe(self, model: Model, recipe_document: Mapping[str, Any], recipe_digest: Digest) -> Model:
+        """Give a model the next revision of its recipe. Cycles that run now can no longer publish."""
+        revision = self._locked(model).recipe_revision + 1
+        self._add_recipe(model, revision, recipe_document, recipe_digest)
+        generation = models.c.generation + 1
+        return self._change(model, recipe_revision=revision, recipe_digest=recipe_digest, generation=generation)
 
     def model(self, name: str) -> Model:
         """A model by name.
@@ -118,10 +116,19 @@ class Registry:
 
         Raises:
             UnknownModel: no model has this name.
-            Fault: the model has no such revision.
+            UnknownRevision: the model's recipe has no such revision.
         """
         model = self.model(model_name)
         return self._recipe(model, model.recipe_revision if revision is None else revision)
+
+    def recipes(self, model: Model, after: int | None, limit: int) -> Page[RecipeRevision]:
+        """Revisions of a model's recipe, newest first; ``after`` goes on below that revision."""
+        wanted = sa.select(recipes).where(recipes.c.model_id == model.id).order_by(recipes.c.revision.desc())
+        if after is not None:
+            wanted = wanted.where(recipes.c.revision < after)
+        rows = self._connection.execute(wanted.limit(limit + 1)).all()
+        items = tuple(recipe_of(row, model.name) for row in rows[:limit])
+        return Page(items, str(items[-1].revision) if len(rows) > limit else None)
 
     def tick(self, model: Model, due_at: datetime) -> bool:
         """Take up a clock's tick. False when it was taken before, by whomever."""
@@ -158,11 +165,16 @@ class Registry:
         self._connection.execute(sa.update(models).where(models.c.id == model.id).values(**values))
         return model_of(self._connection.execute(_by_id(model)).one())
 
+    def _add_recipe(self, model: Model, revision: int, document: Mapping[str, Any], digest: Digest) -> None:
+        row = sa.insert(recipes).values(model_id=model.id, revision=revision, digest=digest, document=dict(document))
+        weights = document.get("initial_weights")
+        self._connection.execute(row.values(initial_weights=weights, created_at=self._now))
+
     def _recipe(self, model: Model, revision: int) -> RecipeRevision:
         wanted = sa.select(recipes).where(recipes.c.model_id == model.id, recipes.c.revision == min(revision, LARGEST))
         row = self._connection.execute(wanted).one_or_none()
         if row is None:
-            raise Fault(f"model {model.name!r} has no recipe revision {revision}")
+            raise UnknownRevision(f"model {model.name!r} has no recipe revision {revision}: list its revisions")
         return recipe_of(row, model.name)
 
 

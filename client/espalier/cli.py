@@ -42,6 +42,7 @@ from espalier.commands import (
     keys,
     log,
     models,
+    recipes,
     releases,
     verify,
     versions,
@@ -85,6 +86,7 @@ _EPILOG = (
 
 _ORDER = (
     "model",
+    "recipe",
     "batch",
     "evaluation",
     "cycle",
@@ -135,7 +137,11 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for noun in (models, batches, evaluation, cycles, versions, releases, log, verify, keys, webhooks, custody, decisions):
+_NOUNS = (
+    *(models, recipes, batches, evaluation, cycles, versions, releases),
+    *(log, verify, keys, webhooks, custody, decisions),
+)
+for noun in _NOUNS:
     noun.register(app)
 
 

@@ -48,6 +48,7 @@ from espalier.formats.note import LogCheckpoint
 from espalier.formats.proof import verify_log
 from espalier.keys import Keys
 from espalier.proposals import Proposals
+from espalier.recipes import Recipes
 from espalier.records import (
     CHAMPION,
     Alias,
@@ -101,6 +102,7 @@ class Client:
             the user's state folder.
 
     Attributes:
+        recipes: the revisions of models' recipes, and what the next one would do.
         proposals: moves of protected aliases that wait for other people.
         log: what the audit log has signed, checked against what this machine saw of it before.
         webhooks: addresses that are told what happens, and what they were told.
@@ -124,6 +126,7 @@ class Client:
             retries=retries,
             transport=transport,
         )
+        self.recipes = Recipes(self._http)
         self.proposals = Proposals(self._http)
         self.log = Evidence(self._http, log_key, pins)
         self.keys = Keys(self._http)

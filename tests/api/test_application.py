@@ -18,6 +18,7 @@ from app.errors import SchemaMismatch
 from tests.api.conftest import House, TestClient, problem
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "TRACE", "OPTIONS")
+WORDS = {"model": "gas", "ref": "champion", "alias": "champion", "upload": "ab", "key": "line"}
 KEY = {"Authorization": "Bearer a-long-key"}
 
 
@@ -30,8 +31,7 @@ def addresses(app: FastAPI) -> set[str]:
         waiting += getattr(getattr(route, "original_router", None), "routes", [])
         path = getattr(route, "path", None)
         if path is not None:
-            plain = re.sub(r"\{(number|seq|level|place:path)\}", "1", path)
-            found.add(plain.format(model="gas", ref="champion", alias="champion", upload="ab", key="line"))
+            found.add(re.sub(r"\{(\w+)(?::path)?\}", lambda named: WORDS.get(named[1], "1"), path))
     return found
 
 

@@ -114,3 +114,40 @@ def test_initial_weights(house: House) -> None:
 def test_initial_weights_that_are_none(house: House, data: bytes) -> None:
     problem(house.http.post("/v1/initial-weights", content=data, headers=OCTETS), 422, "invalid-weights")
     assert house.staged() == []
+
+
+# -- recipes -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_is_previewed_revised_listed_and_compared(house: House) -> None:
+    house.create()
+    path = "/v1/models/gas/recipe"
+    first = house.http.get(path).json()
+    assert (first["revision"], first["digest"]) == (1, house.http.get("/v1/models/gas").json()["recipe_digest"])
+    asked = {"recipe": {"schedule": {"name": "factor", "target": 0.5, "stages": 1}}}
+    seen = house.http.post(f"{path}/preview", json=asked)
+    assert seen.status_code == 200 and seen.json()["revision"] == 2
+    assert seen.json()["planned"] == [{"cycle": 1, "stage": 1, "density": 0.5}]
+    assert house.http.get(path).json() == first
+
+    done = house.http.post(path, json={**asked, "reason": "half is enough"})
+    assert done.status_code == 201 and done.headers["Location"] == f"{path}?revision=2"
+    assert done.json()["digest"] == seen.json()["digest"] and done.json()["changes"] == seen.json()["changes"]
+    assert house.http.get(done.headers["Location"]).json()["recipe"] == seen.json()["recipe"]
+    assert house.http.get(f"{path}?revision=1").json() == first
+    assert [found["revision"] for found in house.http.get("/v1/models/gas/recipes").json()["items"]] == [2, 1]
+    compared = house.http.get("/v1/models/gas/recipes/1/diff/2").json()
+    assert compared == {"before": 1, "after": 2, "changes": done.json()["changes"]}
+
+
+def test_recipes_that_cannot_be_put_in_force(house: House) -> None:
+    house.create()
+    path = "/v1/models/gas/recipe"
+    refused = house.http.post(path, json={"recipe": {"network": {"name": "cnn"}}, "reason": "r"})
+    problem(refused, 422, "invalid-recipe")
+    assert [fault["pointer"] for fault in refused.json()["errors"]] == ["/recipe/network"]
+    problem(house.http.post(path, json={"recipe": {}, "reason": "r"}), 409, "recipe-unchanged")
+    problem(house.http.post(path, json={"recipe": {}}), 422, "invalid-request")
+    problem(house.http.get(f"{path}?revision=2"), 404, "unknown-revision")
+    problem(house.http.get("/v1/models/gas/recipes/1/diff/9"), 404, "unknown-revision")
+    problem(house.http.post("/v1/models/none/recipe/preview", json={"recipe": {}}), 404, "unknown-model")

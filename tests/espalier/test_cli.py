@@ -367,6 +367,7 @@ def test_every_error_has_its_exit_code() -> None:
         "DigestMismatch": 4,
         "CheckpointMismatch": 4,
         "ProofRejected": 4,
+        "CustodyMismatch": 4,
         "CycleFailed": 5,
         "CycleUnfinished": 5,
     }
@@ -456,7 +457,8 @@ def test_completion(service: Service, trained: str) -> None:
         return answer.stdout.split()
 
     assert completed("espalier ver") == ["version", "verify"]
-    assert set(completed("espalier version ")) == {"list", "show", "pull", "verify", "watch"}
+    version = {"list", "show", "pull", "verify", "watch", "diff", "megabatches", "samples"}
+    assert set(completed("espalier version ")) == version
     assert completed(f"espalier batch push {trained[:-1]}") == [trained]
 
 

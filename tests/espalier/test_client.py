@@ -66,7 +66,7 @@ def test_a_model_is_made_once(client: Client) -> None:
 
 
 def test_models_are_listed_over_pages(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("espalier.client._PAGE", 2)
+    monkeypatch.setattr("espalier.resources.PAGE", 2)
     wanted = [f"paged-{number}" for number in range(5)]
     for name in wanted:
         client.create_model(name)
@@ -463,7 +463,7 @@ def test_a_lost_race_is_told_and_not_run_again(through: Any, client: Client, tra
 
 
 def test_the_log_is_checked_here(client: Client, trained: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("espalier.client._PAGE", 3)
+    monkeypatch.setattr("espalier.resources.PAGE", 3)
     head = client.audit_head()
     kinds = [entry.kind for entry in client.audit(trained)]
     assert kinds[0] == "model.created"

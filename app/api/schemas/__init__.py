@@ -39,6 +39,18 @@ from app.api.schemas.keys import CreatedKey, Key, Keys, NewKey, Session, SignIn
 from app.api.schemas.megabatches import Megabatch, Megabatches, Prequential
 from app.api.schemas.models import InitialWeights, Model, Models, NewModel, Tensor
 from app.api.schemas.proposals import Approval, NewProtection, Proposal, Proposals, Protection
+from app.api.schemas.recipes import (
+    CycleEstimate,
+    NewRecipe,
+    PlannedDensity,
+    RecipeChange,
+    RecipeComparison,
+    RecipePreview,
+    RecipePreviewed,
+    RecipeRevision,
+    RecipeRevisions,
+    RevisedRecipe,
+)
 from app.api.schemas.reports import ByClass, OnArrival, Report, Retained
 from app.api.schemas.uploads import Refusal, Upload
 from app.api.schemas.versions import (
@@ -85,6 +97,7 @@ __all__ = [
     "CreatedKey",
     "CreatedWebhook",
     "Cycle",
+    "CycleEstimate",
     "Cycles",
     "Decision",
     "Decisions",
@@ -121,12 +134,14 @@ __all__ = [
     "NewModel",
     "NewNormalisation",
     "NewProtection",
+    "NewRecipe",
     "NewRollback",
     "NewTarget",
     "NewWebhook",
     "Normalisation",
     "OnArrival",
     "Page",
+    "PlannedDensity",
     "Prequential",
     "Problem",
     "Progress",
@@ -136,10 +151,17 @@ __all__ = [
     "Protection",
     "Ready",
     "Reason",
+    "RecipeChange",
+    "RecipeComparison",
+    "RecipePreview",
+    "RecipePreviewed",
+    "RecipeRevision",
+    "RecipeRevisions",
     "RecordedDecisions",
     "Refusal",
     "Report",
     "Retained",
+    "RevisedRecipe",
     "RolledBack",
     "Rotation",
     "Sample",

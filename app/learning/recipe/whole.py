@@ -119,6 +119,29 @@ class Recipe(Options):
         except ValidationError as error:
             raise _refusal([_fault(item) for item in error.errors()]) from None
 
+    def revised(self, document: Mapping[str, Any]) -> Recipe:
+        """The next revision: this recipe, with what differs; or a preset with what differs, in this recipe's place.
+
+        What ``LASTING`` names stays, whichever preset is taken.
+
+        Args:
+            document: as for ``resolve``; without a ``preset``, objects are merged onto this recipe.
+
+        Raises:
+            InvalidRecipe: as for ``resolve``, or one of ``LASTING`` would be another one.
+        """
+        present = self.document()
+        if "preset" in document:
+            revised = Recipe.resolve({**{key: present[key] for key in LASTING}, **document})
+        else:
+            try:
+                revised = Recipe.model_validate(_merge(present, document))
+            except ValidationError as error:
+                raise _refusal([_fault(item) for item in error.errors()]) from None
+        if faults := [(f"/{key}", why) for key, why in LASTING.items() if revised.document()[key] != present[key]]:
+            raise _refusal(faults)
+        return revised
+
     def document(self) -> dict[str, Any]:
         """The whole recipe as plain JSON values."""
         return self.model_dump(mode="json")
@@ -128,6 +151,15 @@ class Recipe(Options):
         """``sha256:`` of the canonical JSON."""
         return recipe_digest(self.document())
 
+
+LASTING: Mapping[str, str] = {
+    "network": "the network stays for the life of a model: its weights are what the next cycle starts from. Register "
+    "another model for another network",
+    "initial_weights": "version 0 is there already: register another model to start from other weights",
+    "validation_share": "another share would move examples that were trained on into the validation examples, and "
+    "accuracies would no longer compare: register another model for another share",
+}
+"""What no revision of a recipe changes, and why."""
 
 Fault = tuple[str, str]
 """JSON pointer into the recipe, and what is wrong there, with the remedy."""

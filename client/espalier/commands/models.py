@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +14,32 @@ import typer
 from espalier.console import NONE, count, plural, share, size, when
 from espalier.records import Model
 from espalier.session import Limit, ModelName, Reason, Session, command, group
+
+Preset = Annotated[
+    str | None, typer.Option(help="Recipe to start from: espalier, app-paper, dense, one-shot.", show_default=False)
+]
+TargetDensity = Annotated[
+    str | None,
+    typer.Option(
+        help="Share of the weights kept at the end, or safe (0.366), balanced (0.2), small (0.1), tiny (0.05).",
+        show_default=False,
+    ),
+]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="PATH=VALUE",
+        help="One choice of the recipe, repeatable: --set schedule.stages=12 --set network.hidden=[128,64].",
+        show_default=False,
+    ),
+]
+RecipeFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--recipe", help="Recipe file, JSON or TOML; --set and the like win over it.", exists=True, dir_okay=False
+    ),
+]
 
 
 class UnseenClasses(StrEnum):
@@ -37,30 +63,11 @@ def register(app: typer.Typer) -> None:
 def create(
     session: Session,
     name: Annotated[str, typer.Argument(metavar="NAME", help="Lower-case letters, digits and hyphens.")],
-    preset: Annotated[
-        str | None, typer.Option(help="Recipe to start from: espalier, app-paper, dense, one-shot.", show_default=False)
-    ] = None,
+    preset: Preset = None,
     network: Annotated[str | None, typer.Option(help="Network, such as mlp or cnn.", show_default=False)] = None,
-    target_density: Annotated[
-        str | None,
-        typer.Option(
-            help="Share of the weights kept at the end, or safe (0.366), balanced (0.2), small (0.1), tiny (0.05).",
-            show_default=False,
-        ),
-    ] = None,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="PATH=VALUE",
-            help="One choice of the recipe, repeatable: --set schedule.stages=12 --set network.hidden=[128,64].",
-            show_default=False,
-        ),
-    ] = None,
-    recipe: Annotated[
-        Path | None,
-        typer.Option(help="Recipe file, JSON or TOML; --set and the like win over it.", exists=True, dir_okay=False),
-    ] = None,
+    target_density: TargetDensity = None,
+    assignments: Assignments = None,
+    recipe: RecipeFile = None,
     input: Annotated[
         str | None,
         typer.Option(
@@ -82,15 +89,8 @@ def create(
     ] = None,
 ) -> None:
     """Register a model. The same again changes nothing."""
-    document = read_recipe(recipe) if recipe else {}
-    if preset is not None:
-        document["preset"] = preset
-    if network is not None:
-        assign(document, f"network.name={json.dumps(network)}")
-    if target_density is not None:
-        assign(document, f"schedule.target={target_density}")
-    for assignment in assignments or []:
-        assign(document, assignment)
+    named_network = [] if network is None else [f"network.name={json.dumps(network)}"]
+    document = recipe_of(recipe, preset, target_density, [*named_network, *(assignments or [])])
     described = None if input is None else read_input(input)
     if unseen_classes is not None:
         described = {**(described or {}), "unseen_classes": unseen_classes.value}
@@ -184,6 +184,20 @@ def metrics(session: Session, name: ModelName) -> None:
         "alarms", "size", "dense", "megabatches", "created",
     )  # fmt: skip
     session.table(points, columns, rows, f"{name} has no versions yet: `espalier batch push {name} FILE --wait`")
+
+
+def recipe_of(
+    file: Path | None, preset: str | None, target_density: str | None, assignments: Sequence[str] | None
+) -> dict[str, Any]:
+    """What the options of a command say of a recipe: a file, and over it what else was given."""
+    document = read_recipe(file) if file else {}
+    if preset is not None:
+        document["preset"] = preset
+    if target_density is not None:
+        assign(document, f"schedule.target={target_density}")
+    for assignment in assignments or []:
+        assign(document, assignment)
+    return document
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

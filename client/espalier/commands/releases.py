@@ -51,7 +51,7 @@ def _told(session: Session, name: str, done: Moved | Proposal) -> None:
         how = f"proposal {done.number}: {done.alias} -> version {done.version}, open until {when(done.expires_at)}"
         session.result(done, f"{how}; somebody else approves it with `espalier proposal approve {name} {done.number}`")
         return
-    before = NONE if done.previous is None else done.previous
+    before = "none" if done.previous is None else done.previous
     session.result(done, f"{done.alias.name} {before} -> {done.alias.version} (revision {done.alias.revision})")
 
 
