@@ -329,7 +329,10 @@ class EvaluationSet:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a running cycle is. ``step`` and ``steps`` count optimizer steps of the whole cycle."""
+    """Where a running cycle is. ``step`` and ``steps`` count optimizer steps of the whole cycle.
+
+    ``losses``: mean training loss of equal runs of steps so far, as many as a curve needs.
+    """
 
     phase: Phase
     epoch: int = 0
@@ -338,6 +341,7 @@ class Progress:
     steps: int = 0
     loss: float | None = None
     density: float | None = None
+    losses: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

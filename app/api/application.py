@@ -25,7 +25,6 @@ from app.api.leaving import on_leaving
 from app.api.middleware import Edge
 from app.api.origins import Hosts
 from app.api.polling import Polls
-from app.api.problems import on_error
 from app.api.routes import (
     aliases,
     audit,
@@ -39,14 +38,18 @@ from app.api.routes import (
     keys,
     megabatches,
     models,
+    moves,
+    pages,
     promotion,
     recipes,
     sessions,
     uploads,
     versions,
+    visits,
     webhooks,
 )
 from app.api.settling import Settling
+from app.api.web.failures import on_failure
 from app.api.wire import SHORTCUT, Shortcut
 from app.config import Settings
 from app.errors import EspalierError
@@ -87,7 +90,7 @@ def create_app(settings: Settings) -> FastAPI:
         )
     nouns = (
         *(models, recipes, megabatches, erasures, uploads, evaluation, cycles, versions, promotion, aliases, audit),
-        *(events, custody, decisions, keys, webhooks, sessions, health),
+        *(events, custody, decisions, keys, webhooks, sessions, health, pages, moves, visits),
     )
     routers = [noun.router for noun in nouns]
     routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
@@ -102,7 +105,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=_lifespan,
         generate_unique_id_function=_operation_id,
         exception_handlers=dict.fromkeys(
-            (StarletteHTTPException, RequestValidationError, EspalierError, ClientDisconnect), on_error
+            (StarletteHTTPException, RequestValidationError, EspalierError, ClientDisconnect), on_failure
         ),
     )
     app.state.settings = settings
@@ -177,7 +180,7 @@ def _method_not_allowed(routes: Sequence[APIRoute]) -> Callable[[Request, Except
     async def answer(request: Request, error: Exception) -> Response:
         here = [route for route in routes if route.path_regex.match(request.scope["path"])]
         known = {method for route in here for method in route.methods or ()}
-        response = await on_error(request, error)
+        response = await on_failure(request, error)
         response.headers["Allow"] = ", ".join(sorted(known | ({"HEAD"} if "GET" in known else set())))
         return response
 

@@ -29,8 +29,9 @@ from app.api.guard import Guard, Place, asks_upload, check_model, check_scope
 from app.api.headers import hardened, is_https
 from app.api.origins import Hosts, expect_own_origin, refuse_other_origin
 from app.api.polling import Polls
-from app.api.problems import REQUEST_ID, problem_response
+from app.api.problems import REQUEST_ID
 from app.api.scopes import CALLER, NEEDS
+from app.api.web.failures import answer_failure
 from app.config import Settings
 from app.domain import Caller
 from app.service.access import session_of
@@ -92,7 +93,7 @@ class Edge:
                 if not isinstance(error, ClientDisconnect):
                     _log.error("request %s failed after its answer had begun", request_id, exc_info=error)
                 raise
-            await problem_response(error, request_id)(scope, receive, send_named)
+            await answer_failure(scope, error)(scope, receive, send_named)
         finally:
             if logs_access():
                 path = redacted(quote(scope["path"]), self.secret)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import HTTPException, Request
+from fastapi import HTTPException
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -185,11 +185,6 @@ class HttpProblem(HTTPException):
 def kind_of(error: type[BaseException]) -> Kind:
     """The table's row for an error class: its own, or the nearest parent's."""
     return next((TABLE[parent] for parent in error.__mro__ if parent in TABLE), INTERNAL)
-
-
-async def on_error(request: Request, error: Exception) -> Response:
-    """Exception handler for everything that FastAPI would answer in another shape."""
-    return problem_response(error, request.scope.get(REQUEST_ID))
 
 
 def problem_response(error: Exception, request_id: str | None) -> Response:

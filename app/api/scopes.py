@@ -41,7 +41,27 @@ SCOPES: Mapping[str, Needs] = {
     "livez": OPEN,
     "readyz": OPEN,
     "openapi": ANY_KEY,
+    # The dashboard: its pages, what they are made of, and its forms
+    "static_file": OPEN,
+    "sign_in_page": OPEN,
+    "sign_in_here": OPEN,
+    "set_preferences": OPEN,
+    "sign_out_here": ANY_KEY,
     "home": Scope.READ,
+    "model_page": Scope.READ,
+    "model_live": Scope.READ,
+    "cycle_live": Scope.READ,
+    "version_page": Scope.READ,
+    "ask_rollback": Scope.RELEASE,
+    "do_rollback": Scope.RELEASE,
+    "ask_promotion": Scope.RELEASE,
+    "do_promotion": Scope.RELEASE,
+    "ask_cycle": Scope.TRAIN,
+    "do_cycle": Scope.TRAIN,
+    "ask_pause": Scope.TRAIN,
+    "do_pause": Scope.TRAIN,
+    "ask_decision": Scope.RELEASE,
+    "do_decision": Scope.RELEASE,
     # Sign-in; whoever signs in shows the key in the body
     "sign_in": OPEN,
     "who_am_i": ANY_KEY,
@@ -148,7 +168,7 @@ SCOPES: Mapping[str, Needs] = {
 }
 """Route name to what it needs."""
 
-FILTERED = frozenset({"home", "list_models", "follow_events", "openapi", "who_am_i", "sign_out"})
+FILTERED = frozenset({"home", "list_models", "follow_events", "openapi", "who_am_i", "sign_out", "sign_out_here"})
 """Routes without a model in their path that a key for some models may use: they show it nothing of any other."""
 
 

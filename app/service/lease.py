@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from app import crash
@@ -21,6 +21,9 @@ from app.store.database import Store
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+_POINTS = 60
+"""Points of the curve of the training loss that a running cycle shows."""
 
 _BUSY_WAITS = (0.1, 0.3, 1.0, 3.0)
 """Seconds between tries when the database is busy with another writer."""
@@ -100,6 +103,26 @@ class Running:
 
 
 @dataclass(slots=True)
+class _Curve:
+    """The training loss, as means of equal runs of steps: a curve of at most ``_POINTS`` points."""
+
+    means: list[float] = field(default_factory=list)
+    _sum: float = 0.0
+    _count: int = 0
+    _step: int = -1
+
+    def at(self, progress: Progress) -> tuple[float, ...]:
+        """The curve, this step included."""
+        if progress.loss is not None and progress.step != self._step:
+            self._step = progress.step
+            self._sum, self._count = self._sum + progress.loss, self._count + 1
+            if self._count >= max(1, progress.steps // _POINTS):
+                self.means = [*self.means, round(self._sum / self._count, 5)][-_POINTS:]
+                self._sum, self._count = 0.0, 0
+        return tuple(self.means)
+
+
+@dataclass(slots=True)
 class Watch:
     """Listens to a cycle: shows progress, keeps snapshots, measures phases."""
 
@@ -112,6 +135,7 @@ class Watch:
     _phase: Phase | None = None
     _last: float = field(default_factory=time.monotonic)
     _saved: float = field(default_factory=time.monotonic)
+    _curve: _Curve = field(default_factory=_Curve)
 
     def __call__(self, progress: Progress, snapshot: Callable[[], bytes]) -> None:
         """Take note of a step; stop the cycle where it must not go on.
@@ -121,7 +145,7 @@ class Watch:
         """
         self._measure(progress.phase)
         try:
-            self.running.at(progress)
+            self.running.at(replace(progress, losses=self._curve.at(progress)))
         except Stopped:
             self._try_save(snapshot)
             raise

@@ -53,6 +53,7 @@ from app.store.decisions import Decisions
 from app.store.keys import Keys
 from app.store.ledger import Ledger
 from app.store.migrate import newest_revision
+from app.store.overviews import Overviews
 from app.store.replays import Replays
 from app.store.staging import Partials
 from app.store.tables import AUDITED, EXEMPT, LOG
@@ -107,6 +108,7 @@ class Transaction:
         replays: answers kept under idempotency keys.
         custody: which versions a megabatch went into.
         decisions: what clients decided with which version.
+        overviews: what a page shows of many models or versions at once.
         keys: keys, and the browsers that are signed in with one.
         witness: digests of rows, which the log states.
         webhooks: addresses that are told of entries, and what they were told.
@@ -130,6 +132,7 @@ class Transaction:
         self.custody = Custody(connection)
         self.decisions = Decisions(connection, actor, now)
         self.witness = Witness(connection)
+        self.overviews = Overviews(connection)
         self.last: list[Callable[[], None]] = []
 
 

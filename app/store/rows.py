@@ -137,7 +137,7 @@ def version_of(row: Row, model: str) -> Version:
         recipe_revision=row.recipe_revision,
         recipe_digest=row.recipe_digest,
         layers=tuple(Layer(y["name"], tuple(y["shape"]), y["kept"], y["total"]) for y in row.layers),
-        verdict=_verdict_of(row.verdict),
+        verdict=verdict_of(row.verdict),
         dense=row.dense,
         mask_digest=row.mask_digest,
         report=row.report or {},
@@ -219,6 +219,7 @@ def progress_document(progress: Progress) -> dict[str, Any]:
         "steps": progress.steps,
         "loss": progress.loss,
         "density": progress.density,
+        "losses": list(progress.losses),
     }
 
 
@@ -249,11 +250,15 @@ def _erasure_of(document: dict[str, Any]) -> Erasure:
     return Erasure(datetime.fromisoformat(document["at"]), document["before"], removed)
 
 
-def _verdict_of(document: dict[str, Any]) -> Verdict:
+def verdict_of(document: dict[str, Any]) -> Verdict:
     """A verdict; one of before actions, too."""
     reasons = tuple(document["reasons"])
     return Verdict(document["passed"], reasons, document.get("action", ""), document.get("restored"))
 
 
 def _progress_of(document: dict[str, Any] | None) -> Progress | None:
-    return None if document is None else Progress(**{**document, "phase": Phase(document["phase"])})
+    """Progress; one of before curves, too."""
+    if document is None:
+        return None
+    losses = tuple(document.get("losses", ()))
+    return Progress(**{**document, "phase": Phase(document["phase"]), "losses": losses})

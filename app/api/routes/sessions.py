@@ -44,7 +44,7 @@ def sign_in(
     request.scope[TOLD_ONCE] = True
     begun = access.sign_in(store, keyring, caller, seconds=settings.session_seconds)
     left = (begun.expires_at - datetime.now(UTC)).total_seconds()
-    _set(response, begun.text, int(left), _secure(request))
+    set_session(response, begun.text, int(left), is_secure(request))
     return schemas.Session.from_domain(begun.caller)
 
 
@@ -66,14 +66,16 @@ def sign_out(
     if session is not None:
         access.sign_out(store, keyring, session, actor=actor)
     response = Response(status_code=204)
-    _set(response, "", 0, _secure(request))
+    set_session(response, "", 0, is_secure(request))
     return response
 
 
-def _secure(request: Request) -> bool:
+def is_secure(request: Request) -> bool:
+    """Whether the caller speaks TLS, so that cookies may be kept to it."""
     return is_https(request.scope, first_of_each(request.scope["headers"]))
 
 
-def _set(response: Response, text: str, seconds: int, secure: bool) -> None:
+def set_session(response: Response, text: str, seconds: int, secure: bool) -> None:
+    """Put a session into a browser; an empty one takes it away."""
     response.headers["Cache-Control"] = "no-store"
     response.set_cookie(COOKIE, text, seconds, path="/", secure=secure, httponly=True, samesite="strict")

@@ -1,0 +1,92 @@
+"""Forms: what a browser sends when a button is pressed.
+
+Knows: URL-encoded bodies under a limit, and which paths may be gone back to. Must never know: what a form is for.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+from urllib.parse import parse_qsl
+
+from fastapi import Depends, Request
+
+from app.api.problems import BODY_TOO_LARGE, INVALID_REQUEST, UNSUPPORTED_MEDIA, HttpProblem
+
+MOST_BYTES = 64 * 1024
+_MOST_FIELDS = 200
+_FORM = "application/x-www-form-urlencoded"
+
+
+class Fields:
+    """The fields of a form; one that may be given several times is read with ``all``."""
+
+    def __init__(self, pairs: list[tuple[str, str]]) -> None:
+        self._pairs = pairs
+
+    def text(self, name: str, *, most: int = 2000) -> str:
+        """A field's text without the spaces around it; empty where it is absent."""
+        found = next((value for key, value in self._pairs if key == name), "").strip()
+        if len(found) > most:
+            raise HttpProblem(INVALID_REQUEST, f"{name} is longer than {most} characters: say it in fewer words")
+        return found
+
+    def needed(self, name: str) -> str:
+        """A field that must not be empty.
+
+        Raises:
+            HttpProblem: 422, it is.
+        """
+        found = self.text(name)
+        if not found:
+            raise HttpProblem(INVALID_REQUEST, f"{name} is empty: fill it in, and send the form again")
+        return found
+
+    def number(self, name: str) -> int:
+        """A field with a whole number.
+
+        Raises:
+            HttpProblem: 422, it holds something else.
+        """
+        found = self.text(name)
+        if not (found.isascii() and found.isdecimal() and len(found) <= 9):
+            raise HttpProblem(INVALID_REQUEST, f"{name} must be a whole number: open the form anew")
+        return int(found)
+
+    def numbers(self, name: str) -> list[int]:
+        """A field that holds whole numbers, each time that it is given."""
+        return [Fields([(name, value)]).number(name) for key, value in self._pairs if key == name]
+
+    def given(self, name: str) -> bool:
+        """Whether a box was ticked."""
+        return any(key == name for key, _ in self._pairs)
+
+
+async def fields_of(request: Request) -> Fields:
+    """The form that a request brings.
+
+    Raises:
+        HttpProblem: 413, 415, 422: it brings something else.
+    """
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM:
+        raise HttpProblem(UNSUPPORTED_MEDIA, f"send a form, with Content-Type: {_FORM}")
+    read = bytearray()
+    async for chunk in request.stream():
+        read += chunk
+        if len(read) > MOST_BYTES:
+            raise HttpProblem(BODY_TOO_LARGE, f"a form has at most {MOST_BYTES} bytes")
+    try:
+        pairs = parse_qsl(read.decode("ascii"), keep_blank_values=True, max_num_fields=_MOST_FIELDS, errors="strict")
+    except (ValueError, UnicodeDecodeError) as error:
+        raise HttpProblem(INVALID_REQUEST, "the form cannot be read: open the page anew") from error
+    if any("\0" in key + value for key, value in pairs):
+        raise HttpProblem(INVALID_REQUEST, "the form holds a character that cannot be kept: leave it out")
+    return Fields(pairs)
+
+
+Form = Annotated[Fields, Depends(fields_of)]
+
+
+def local_path(wanted: str) -> str:
+    """Where to go on, if that is a path of this service; else its first page."""
+    plain = wanted.isprintable() and "\\" not in wanted and len(wanted) <= 2000
+    return wanted if plain and wanted.startswith("/") and not wanted.startswith("//") else "/"

@@ -1,0 +1,111 @@
+"""Telling: audit entries in words.
+
+Knows: which sentence an entry of each kind is told in, and its sign. Must never know: how an entry is found.
+
+Laws:
+    * A kind without a sentence is told by its name: nothing is left out because nobody thought of it.
+    * A run of the same step is told as one sentence.
+    * A reason that somebody wrote is repeated as it was written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from itertools import groupby
+from typing import Any
+
+from app.api.web.speech import Speech
+from app.domain import CHAMPION, AuditEntry
+
+_SIGNS: Mapping[str, tuple[str, str]] = {
+    "version.published": ("published", "good"),
+    "version.withheld": ("withheld", "bad"),
+    "guardrail.tripped": ("withheld", "bad"),
+    "guardrail.overridden": ("warning", "warn"),
+    "mask.held": ("held", "warn"),
+    "model.rolled_back": ("back", "blue"),
+    "alias.moved": ("promoted", "good"),
+    "cycle.failed": ("warning", "bad"),
+    "cycle.started": ("running", "mute"),
+    "cycle.requested": ("queued", "mute"),
+    "cycle.superseded": ("queued", "mute"),
+    "megabatch.accepted": ("megabatch", "mute"),
+    "megabatch.quarantined": ("warning", "warn"),
+    "megabatch.rejected": ("warning", "warn"),
+    "model.paused": ("held", "warn"),
+    "model.resumed": ("running", "good"),
+    "promotion.proposed": ("proposal", "blue"),
+    "promotion.approved": ("proposal", "good"),
+    "promotion.rejected": ("proposal", "bad"),
+}
+
+
+_STEPS = frozenset({"mask.pruned"})
+"""Kinds of which many come in a row; they are told as one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """An entry as a person reads it: a sign, its tone, a sentence, and why."""
+
+    seq: int
+    sign: str
+    tone: str
+    text: str
+    reason: str
+    actor: str
+    time: datetime
+
+
+def tell(entry: AuditEntry, t: Speech) -> Told:
+    """One entry in words."""
+    sign, tone = _SIGNS.get(entry.kind, ("entry", "mute"))
+    parameters: Mapping[str, Any] = entry.document["parameters"]
+    reason = entry.document["reason"] or ""
+    return Told(entry.seq, sign, tone, _sentence(entry.kind, parameters, t), reason, entry.actor, entry.time)
+
+
+def tell_all(entries: Iterable[AuditEntry], t: Speech) -> list[Told]:
+    """Entries in words, without those that only repeat another one: the move that a rollback makes."""
+    kept: Sequence[AuditEntry] = list(entries)
+    backs = {_move(entry) for entry in kept if entry.kind == "model.rolled_back"}
+    told = [entry for entry in kept if entry.kind != "alias.moved" or _move(entry) not in backs]
+    runs = [list(run) for _, run in groupby(told, key=lambda entry: (entry.kind, entry.seq)[entry.kind not in _STEPS])]
+    return [tell(run[0], t) if len(run) == 1 else _drawn_together(run, t) for run in runs]
+
+
+def _drawn_together(run: Sequence[AuditEntry], t: Speech) -> Told:
+    return replace(tell(run[0], t), text=t(f"event.{run[0].kind}.all", n=len(run)))
+
+
+def _move(entry: AuditEntry) -> tuple[object, object, datetime]:
+    parameters = entry.document["parameters"]
+    return parameters.get("from"), parameters.get("to"), entry.time
+
+
+def _sentence(kind: str, parameters: Mapping[str, Any], t: Speech) -> str:
+    match kind, parameters:
+        case "alias.moved", {"alias": alias, "to": to} if alias == CHAMPION:
+            before = parameters.get("from")
+            return t("event.promoted.first", to=to) if before is None else t("event.promoted", before=before, to=to)
+        case "alias.moved", {"alias": alias, "to": to}:
+            return t("event.pointed", alias=alias, to=to)
+        case "model.rolled_back", {"from": before, "to": to}:
+            return t("event.rolled_back", before=before, to=to)
+        case "version.published", {"version": version, "kept": kept, "total": total}:
+            return t("event.published", version=version, density=t.density(kept / total))
+        case "version.withheld", {"version": version}:
+            return t("event.withheld", version=version)
+        case "guardrail.tripped", {"rule": rule, "action": action}:
+            return t("event.tripped", rule=rule, action=t(f"action.{action}"))
+        case "megabatch.accepted", {"megabatch": number, "examples": examples}:
+            return t("event.accepted", number=number, examples=t.number(examples))
+        case (("cycle.failed" | "cycle.started" | "cycle.superseded" | "cycle.requested"), {"cycle": number}):
+            return t(f"event.{kind}", number=number)
+        case (("megabatch.quarantined" | "megabatch.pinned" | "megabatch.unpinned"), {"megabatch": number}):
+            return t(f"event.{kind}", number=number)
+        case (("promotion.proposed" | "promotion.approved" | "promotion.rejected"), {"version": version}):
+            return t(f"event.{kind}", version=version)
+    return t(f"event.{kind}") if t.knows(f"event.{kind}") else kind

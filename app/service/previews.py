@@ -1,0 +1,100 @@
+"""Previews: what a move of the champion would change, before anybody decides on it.
+
+Knows: what ``release`` and ``promotion`` would do now. Must never know: HTTP, torch.
+
+Laws:
+    * Nothing is changed.
+    * What would be refused is refused here, with the same error.
+    * A preview names the alias's revision that it is true of; the move compares it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from app.domain import CHAMPION, Alias, Protection, Version, VersionStatus
+from app.errors import Conflict, NotAnAncestor, UnknownAlias
+from app.service.overview import descends
+from app.service.release import alias_or_none
+from app.service.state import state_of
+from app.store.database import Store
+from app.store.releases import expect_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RollbackPreview:
+    """What a rollback would do.
+
+    Attributes:
+        released: megabatches that the champion has seen and the target has not; they would be trained on again, unless
+            they are quarantined.
+        superseded: numbers of the cycles that would end.
+    """
+
+    alias: Alias
+    champion: Version
+    target: Version
+    released: tuple[int, ...]
+    superseded: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PromotionPreview:
+    """What a promotion would do.
+
+    Attributes:
+        revision: of the alias; 0 while there is no champion.
+        withheld: whether guardrails withheld the version, so that a promotion overrides them.
+        superseded: numbers of the cycles that would end.
+    """
+
+    revision: int
+    champion: Version | None
+    version: Version
+    withheld: bool
+    protection: Protection
+    superseded: tuple[int, ...]
+
+
+def preview_rollback(store: Store, name: str, number: int) -> RollbackPreview:
+    """What going back to a version would do.
+
+    Raises:
+        UnknownModel, UnknownVersion, UnknownAlias, NotAnAncestor, VersionSwept: it cannot be gone back to.
+    """
+    with store.reading() as tx:
+        model, target = tx.ledger.model(name), tx.ledger.version(name, number)
+        alias = alias_or_none(tx, name, CHAMPION)
+        if alias is None:
+            raise UnknownAlias(f"model {name!r} has no champion yet: nothing to roll back")
+        champion = tx.ledger.version(name, alias.version)
+        if not descends(tx, model, champion.number, number):
+            raise NotAnAncestor(
+                f"version {number} is no ancestor of champion {champion.number}: promote it instead, or choose another"
+            )
+        expect_bytes(target)
+        superseded = tuple(cycle.number for cycle in tx.ledger.open_cycles(model))
+    released = set(state_of(store.blobs, champion).seen) - set(state_of(store.blobs, target).seen)
+    return RollbackPreview(alias, champion, target, tuple(sorted(released)), superseded)
+
+
+def preview_promotion(store: Store, name: str, number: int) -> PromotionPreview:
+    """What making a version the champion would do.
+
+    Raises:
+        UnknownModel, UnknownVersion, Conflict, VersionSwept: it cannot be promoted.
+    """
+    with store.reading() as tx:
+        model, version = tx.ledger.model(name), tx.ledger.version(name, number)
+        alias = alias_or_none(tx, name, CHAMPION)
+        if alias is not None and alias.version == number:
+            raise Conflict(f"version {number} of {name!r} is the champion already")
+        expect_bytes(version)
+        return PromotionPreview(
+            revision=alias.revision if alias else 0,
+            champion=tx.ledger.version(name, alias.version) if alias else None,
+            version=version,
+            withheld=version.status is VersionStatus.WITHHELD,
+            protection=tx.approvals.protection(model, CHAMPION),
+            superseded=tuple(cycle.number for cycle in tx.ledger.open_cycles(model)),
+        )

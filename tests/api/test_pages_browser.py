@@ -1,0 +1,214 @@
+"""The dashboard in a real browser: nothing on the console, nothing from elsewhere, axe, and the keyboard alone.
+
+Needs a Chromium of this machine (``/usr/bin/chromium``, or one on the path); without one these tests are skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from app.config import Settings
+from app.service.opening import open_store
+from app.store.migrate import migrate
+from tests.api.conftest import WORKER
+from tests.api.test_polling import serving
+from tests.lineages import Lineage
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+ARGUMENTS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+]
+AXE = Path(__file__).with_name("vendor") / "axe.min.js"
+PAGES = {
+    "models": "/",
+    "model": "/models/gas",
+    "first": "/models/empty",
+    "version": "/models/gas/versions/4",
+    "rollback": "/models/gas/rollback",
+    "nothing": "/models/nowhere",
+}
+WIDTHS, THEMES, LANGUAGES = (360, 768, 1440), ("light", "dark"), ("en", "ja")
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+
+@dataclass
+class Site:
+    """A service with a model of four versions and one that is empty, and a browser."""
+
+    url: str
+    settings: Settings
+    browser: Browser
+
+    def publish(self) -> None:
+        """Another process publishes a version."""
+        store = open_store(self.settings)
+        try:
+            with store.transaction(WORKER) as tx:
+                model = tx.ledger.lock_model("gas")
+                tx.ledger.set_state(model, model.state, None)
+                tx.audit.append("model.resumed", model="gas", reason="seen from elsewhere")
+        finally:
+            store.dispose()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    settings = Settings(data_dir=tmp_path_factory.mktemp("site"), refresh_seconds=0.05)
+    migrate(settings.resolved_database_url)
+    store = open_store(settings)
+    line = Lineage(store)
+    for passed in (True, True, True, False):
+        line.publish(passed=passed)
+    with store.transaction(WORKER) as tx:
+        tx.ledger.create_model("empty", {"seed": 7}, line.model.recipe_digest, line.model.input)
+        tx.audit.append("model.created", model="empty")
+    store.dispose()
+    with serving(settings) as served, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield Site(served.url, settings, browser)
+        browser.close()
+
+
+@dataclass
+class Visit:
+    """One page of a browser, and what went wrong on it."""
+
+    page: Page
+    url: str
+    wrong: list[str]
+
+    def to(self, path: str) -> Page:
+        self.page.goto(self.url + path)
+        return self.page
+
+    def serious(self) -> list[str]:
+        """What axe finds that is serious."""
+        self.page.evaluate(AXE.read_text(encoding="utf-8"))
+        found: dict[str, Any] = self.page.evaluate(
+            "axe.run(document, {resultTypes: ['violations'], runOnly: ['wcag2a', 'wcag2aa', 'wcag21aa', 'wcag22aa']})"
+        )
+        return [
+            f"{each['id']}: {[node['target'] for node in each['nodes'][:3]]}"
+            for each in found["violations"]
+            if each["impact"] in ("serious", "critical")
+        ]
+
+
+@pytest.fixture
+def visit(site: Site, request: pytest.FixtureRequest) -> Iterator[Visit]:
+    width, theme, language = getattr(request, "param", (1440, "light", "en"))
+    context = site.browser.new_context(
+        viewport={"width": width, "height": 900},
+        color_scheme=theme,
+        locale={"en": "en-GB", "ja": "ja-JP"}[language],
+        timezone_id="Asia/Tokyo",
+    )
+    page, wrong = context.new_page(), []
+    expected = "Failed to load resource: the server responded with a status of 4"
+    page.on("console", lambda m: m.type in ("error", "warning") and expected not in m.text and wrong.append(m.text))
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("request", lambda r: r.url.startswith((site.url, "data:")) or wrong.append(f"asked {r.url}"))
+    yield Visit(page, site.url, wrong)
+    context.close()
+    assert not wrong
+
+
+def look(visit: Visit, name: str) -> None:
+    page = visit.to(PAGES[name])
+    if name == "model":
+        expect(page.locator("#timeline canvas")).to_have_count(4)
+    wide = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+    assert wide[0] <= wide[1], "the page is wider than the screen"
+    assert visit.serious() == []
+
+
+EVERY = [(width, theme, language) for width in WIDTHS for theme in THEMES for language in LANGUAGES]
+
+
+@pytest.mark.parametrize("visit", [(360, "dark", "ja"), (1440, "light", "en")], indirect=True, ids=str)
+def test_pages_are_sound(visit: Visit) -> None:
+    for name in PAGES:
+        look(visit, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("visit", EVERY, indirect=True, ids=str)
+@pytest.mark.parametrize("name", PAGES)
+def test_every_page_is_sound_everywhere(visit: Visit, name: str) -> None:
+    look(visit, name)
+
+
+def test_a_rollback_by_keyboard_alone(visit: Visit) -> None:
+    page = visit.to(PAGES["model"])
+    page.locator("#open-rollback").focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog")).to_contain_text("What will happen")
+    expect(page.locator("dialog textarea")).to_be_focused()
+    assert visit.serious() == []
+    page.keyboard.press("Escape")
+    expect(page.locator("#open-rollback")).to_be_focused()
+    page.keyboard.press("Space")
+    expect(page.locator("dialog textarea")).to_be_focused()
+    page.keyboard.type("line 3 was miscalibrated")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog")).to_contain_text("Champion v3 → v2")
+    page.keyboard.press("Enter")
+    expect(page.locator("dialog[open]")).to_have_count(0)
+    expect(page.locator("#title .pill")).to_contain_text("champion v2")
+    page.goto(visit.url + "/models/gas/versions/3")
+    page.locator("#open-promote").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("dialog textarea")).to_be_focused()
+    page.keyboard.type("it was right after all")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog")).to_contain_text("Champion v2 → v3.")
+    assert visit.serious() == []
+
+
+def test_what_happens_elsewhere_is_seen(visit: Visit, site: Site) -> None:
+    page = visit.to(PAGES["model"])
+    expect(page.locator("#timeline canvas")).to_have_count(4)
+    before = page.locator("#timeline canvas").first.element_handle()
+    page.wait_for_timeout(300)
+    site.publish()
+    expect(page.locator("#events")).to_contain_text("seen from elsewhere")
+    assert before is not None and before.evaluate("element => element.isConnected"), "the drawing jumped"
+
+
+def test_a_lost_connection_says_so_and_since_when(visit: Visit) -> None:
+    page = visit.page
+    page.route("**/events", lambda route: route.fulfill(status=204))
+    visit.to(PAGES["model"])
+    expect(page.locator("#stale")).to_be_visible()
+    assert page.locator("#stale time").get_attribute("datetime")
+    visit.wrong.clear()
+
+
+def test_the_theme_is_kept(visit: Visit) -> None:
+    page = visit.to("/")
+    light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.get_by_role("button", name="Use the dark theme").click()
+    expect(page.locator("html")).to_have_attribute("data-theme", "dark")
+    page.reload()
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != light
+
+
+def test_figures_are_drawn_as_they_are_written(visit: Visit) -> None:
+    page = visit.to(PAGES["model"])
+    figures = json.loads(page.locator("#lines").get_attribute("data-figures") or "")
+    page.locator("#timeline .u-over").first.hover(position={"x": 6, "y": 60})
+    expect(page.locator(".tip")).to_contain_text(f"v{figures['version'][0]}")
