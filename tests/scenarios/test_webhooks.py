@@ -54,9 +54,8 @@ def test_a_webhook_from_the_command_line(deployment: Deployment) -> None:
         listed = json.loads(espalier(url, "webhook", "deliveries", "1", "--json"))
         assert [item["state"] for item in listed] == ["failed", "delivered", "delivered"]
         assert "arrived" in espalier(url, "webhook", "redeliver", "1", str(listed[0]["id"]))
-        assert "line 3" in espalier(url, "webhook", "show", "1") and receiver.url[:20] in espalier(
-            url, "webhook", "list"
-        )
+        assert "line 3" in espalier(url, "webhook", "show", "1")
+        assert "enabled" in espalier(url, "webhook", "list")
         new = espalier(url, "webhook", "rotate-secret", "1", "--overlap", "0s").strip()
         espalier(url, "webhook", "test", "1")
         verify_webhook(receiver.got[-1].headers, receiver.got[-1].body, [new])
