@@ -59,6 +59,14 @@ class S3:
         """The objects of a bucket by key."""
         return dict(self._backend.buckets[bucket].keys.items())
 
+    def copy(self, bucket: str) -> str:
+        """The name of a new bucket with the same objects, as old as they are."""
+        name = self.new_bucket()
+        for key, found in self.keys(bucket).items():
+            made = self._backend.put_object(name, key, found.value)
+            made.last_modified = found.last_modified
+        return name
+
     def age(self, bucket: str, part: str, seconds: float) -> None:
         """Make every object whose key holds ``part`` older."""
         for name, key in self.keys(bucket).items():

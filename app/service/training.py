@@ -87,7 +87,8 @@ def run_next_cycle(store: Store, settings: Settings, *, running: Running, device
         supersede(store, running.actor, claim, str(lost))
     except Exception as error:
         log.exception("cycle %d of %s could not be ended as it should", claim.cycle.number, claim.model.name)
-        retrying(partial(fail, store, settings, running.actor, claim, _told(error), final=False))
+        passing = isinstance(error, Unavailable)
+        retrying(partial(fail, store, settings, running.actor, claim, _told(error), final=False, passing=passing))
     with store.reading() as tx:
         return tx.ledger.cycle(claim.model.name, claim.cycle.number)
 

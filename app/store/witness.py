@@ -179,8 +179,16 @@ class Witness:
                 for row in self._connection.execute(wanted).mappings():
                     found.setdefault(tuple(row[column] for column in KEYS[name]), []).append(row)
             except (sa.exc.DBAPIError, TypeError) as error:
+                if isinstance(error, sa.exc.DBAPIError) and _of_the_database(error):
+                    raise
                 raise ValueError(str(error)) from error
             yield from ((key, digest_of(name, found[key]) if key in found else None) for key in chunk)
+
+
+def _of_the_database(error: sa.exc.DBAPIError) -> bool:
+    """Whether the database said so, or did not answer; and not the driver, of a value that it could not make out."""
+    code = getattr(error.orig, "sqlite_errorcode", None) or getattr(error.orig, "sqlstate", None)
+    return code is not None or error.connection_invalidated
 
 
 def digest_of(name: str, rows: Iterable[Mapping[Any, Any]]) -> str:

@@ -22,6 +22,7 @@ from unittest import mock
 import sqlalchemy as sa
 
 from app.store.database import Store
+from tests.s3 import S3
 
 NEVER = 1 << 30
 
@@ -167,6 +168,21 @@ def database(store: Store, nth: int = NEVER, code: int = sqlite3.SQLITE_IOERR) -
         sa.event.remove(engine, "commit", commit)
 
 
+@contextmanager
+def statements(store: Store, beginning: str, code: int) -> Iterator[None]:
+    """Every statement that begins so fails with this code of SQLite."""
+
+    def statement(_connection: sa.Connection, _cursor: Any, text: str, *_rest: Any) -> None:
+        if text.startswith(beginning):
+            raise _refusal(text, code)
+
+    sa.event.listen(store._engine, "before_cursor_execute", statement)
+    try:
+        yield
+    finally:
+        sa.event.remove(store._engine, "before_cursor_execute", statement)
+
+
 def _refusal(what: str, code: int) -> sa.exc.OperationalError:
     cause = sqlite3.OperationalError("as the test wants")
     cause.sqlite_errorcode = code
@@ -181,3 +197,21 @@ def _cut(engine: sa.Engine, connection: sa.Connection) -> None:
     with other.connect() as killer:
         killer.exec_driver_sql(f"SELECT pg_terminate_backend({pid}, 5000)")
     other.dispose()
+
+
+# -- requests ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def bucket(s3: S3, nth: int = NEVER, status: int = 500) -> Iterator[Countdown]:
+    """The nth request to a bucket is answered with an error."""
+    refused: list[tuple[int, str]] = []
+    code = {500: "InternalError", 503: "SlowDown", 403: "AccessDenied"}[status]
+    count = Countdown(nth, lambda _what: refused.append((status, code)))
+
+    def answer(_number: int, method: str, _path: str) -> tuple[int, str] | None:
+        count(method)
+        return refused.pop() if refused else None
+
+    with s3.failing(answer):
+        yield count

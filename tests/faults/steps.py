@@ -127,20 +127,20 @@ class Site:
 
 
 @contextmanager
-def prepared(folder: Path, dialect: str) -> Iterator[Site]:
+def prepared(folder: Path, dialect: str, blobs_url: str = "") -> Iterator[Site]:
     """A deployment with a past: two versions, a megabatch that waits, an upload that was begun, orphans."""
     folder.mkdir()
     if dialect == "sqlite":
-        yield _furnished(Site(folder, ""))
+        yield _furnished(Site(folder, "", blobs_url))
         return
     with postgresql_database() as url:
-        yield _furnished(Site(folder, url))
+        yield _furnished(Site(folder, url, blobs_url))
 
 
 def _furnished(site: Site) -> Site:
     torch.set_num_threads(1)
     migrate(site.url)
-    with site.opened() as place:
+    with replace(site, snapshot_seconds=3600.0).opened() as place:
         furnish(place)
     return site
 
@@ -331,8 +331,23 @@ def picture(place: Place, without: Collection[str] = ()) -> dict[str, Any]:
 
 
 def entries(place: Place, without: Collection[str] = ()) -> list[Any]:
-    documents = [entry.document for entry in _entries(place.store) if entry.kind not in without]
+    found = _without_failed_attempts([entry.document for entry in _entries(place.store)])
+    documents = [document for document in found if document["kind"] not in without]
     return [_plain({k: v for k, v in document.items() if k not in _APART}) for document in documents]
+
+
+_OF_ATTEMPTS = ("mask.pruned", "network.trained", "cycle.judged")
+
+
+def _without_failed_attempts(documents: list[Any]) -> list[Any]:
+    """What happened in a cycle before it failed stands right before its failure; the attempt after it says its own."""
+    kept: list[Any] = []
+    for document in documents:
+        if document["kind"] == "cycle.failed":
+            while kept and kept[-1]["kind"] in _OF_ATTEMPTS:
+                kept.pop()
+        kept.append(document)
+    return kept
 
 
 def _entries(store: Store) -> Iterator[Any]:

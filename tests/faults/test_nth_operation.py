@@ -5,9 +5,11 @@ half state, and whoever tries again gets what an undisturbed run gives.
 from __future__ import annotations
 
 import errno
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from app.errors import EspalierError
 from tests.faults import failing
 from tests.faults.steps import (
     DIALECTS,
+    OLD,
     STEPS,
     Place,
     Site,
@@ -30,6 +33,7 @@ from tests.faults.steps import (
     problems,
     tidied,
 )
+from tests.s3 import S3
 
 pytestmark = pytest.mark.timeout(3600)
 LONELY = {"erased"}
@@ -53,15 +57,18 @@ class Case:
 
     def __init__(self, site: Site, step: Step, folder: Path) -> None:
         self.site, self.step, self.folder = site, step, folder
-        with site.copied(folder) as copy, copy.opened() as place:
+        with self.copied() as copy, copy.opened() as place:
             self.before = exact(place)
             self.told = step.act(place)
             self.expected = picture(place, step.extra)
             assert problems(place) == []
 
+    def copied(self) -> AbstractContextManager[Site]:
+        return self.site.copied(self.folder)
+
     def fails(self, fault: Fault, nth: int, tally: Any, where: str) -> bool:
         """Whether there was an nth operation to fail."""
-        with self.site.copied(self.folder) as copy, copy.opened() as place:
+        with self.copied() as copy, copy.opened() as place:
             failed, happened = self._attempt(place, fault, nth)
             if not happened:
                 return False
@@ -103,13 +110,48 @@ def every(case: Case, fault: Fault, tally: Any, name: str) -> int:
 @pytest.fixture(scope="module", params=DIALECTS)
 def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with prepared(tmp_path_factory.mktemp("nth") / "site", request.param) as found:
-        yield found
+        yield replace(found, snapshot_seconds=3600.0)
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with prepared(tmp_path_factory.mktemp("nth") / "small", "sqlite") as found:
-        yield found
+        yield replace(found, snapshot_seconds=3600.0)
+
+
+@pytest.fixture(scope="module")
+def in_a_bucket(s3_server: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[S3, Site]]:
+    """A deployment whose blobs lie in a bucket; nothing of it is cached on this machine."""
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in s3_server.environment.items():
+            patched.setenv(name, value)
+        folder = tmp_path_factory.mktemp("nth") / "bucket"
+        bucket = s3_server.new_bucket()
+        with prepared(folder, "sqlite", f"s3://{bucket}") as found:
+            s3_server.age(bucket, "", OLD)
+            shutil.rmtree(folder / "blobs" / "cache")
+            yield s3_server, replace(found, snapshot_seconds=3600.0)
+
+
+class BucketCase(Case):
+    """The same, on a copy of the bucket."""
+
+    def __init__(self, s3: S3, site: Site, step: Step, folder: Path) -> None:
+        self.s3 = s3
+        super().__init__(site, step, folder)
+
+    @contextmanager
+    def copied(self) -> Iterator[Site]:
+        with super().copied() as copy:
+            yield replace(copy, blobs_url=f"s3://{self.s3.copy(self.site.blobs_url.removeprefix('s3://'))}")
+
+
+@pytest.mark.parametrize("status", [500, 503, 403])
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
+def test_every_request(in_a_bucket: tuple[S3, Site], step: Step, status: int, tmp_path: Path, tally: Any) -> None:
+    s3, site = in_a_bucket
+    case = BucketCase(s3, site, step, tmp_path / "copy")
+    every(case, lambda _place, nth: failing.bucket(s3, nth, status), tally, f"status {status}")
 
 
 @pytest.mark.parametrize("kind", DISK)
@@ -134,3 +176,17 @@ def test_a_sample_of_faults(small: Site, name: str, tmp_path: Path, tally: Any) 
     for nth in (1, 2, 5):
         case.fails(SQL["IOERR"], nth, tally, "IOERR")
         case.fails(DISK["EIO"], nth, tally, "EIO")
+
+
+@pytest.mark.sample
+def test_a_database_that_is_full_for_long_pauses_no_model(small: Site, tmp_path: Path, tally: Any) -> None:
+    """However often a version could not be published, the next attempt is made; it was no fault of the cycle."""
+    with small.copied(tmp_path / "copy") as copy, copy.opened() as place:
+        for attempt in range(1, place.settings.max_failures + 2):
+            with failing.statements(place.store, "INSERT INTO versions", sqlite3.SQLITE_FULL):
+                ended = place.cycle()
+            tally.add(injected=1)
+            assert ended is not None and (ended.state, ended.failures) == ("queued", attempt)
+        ended = place.cycle()
+        assert ended is not None and ended.version == 3
+        assert problems(place) == []

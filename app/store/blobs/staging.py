@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 import secrets
 import shutil
@@ -26,6 +27,8 @@ from typing import Self
 from app import crash
 from app.domain import Digest
 from app.errors import StorageFailed, StorageFull, UploadTooLarge
+
+_log = logging.getLogger(__name__)
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FAILED = {errno.EIO, errno.EROFS, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.EREMOTEIO}
@@ -113,9 +116,12 @@ class Receiver:
         return Staged(self._path, f"sha256:{self._hash.hexdigest()}", self._size)
 
     def abort(self) -> None:
-        """Leave nothing behind. Without effect on bytes that were kept."""
-        self._file.close()
-        self._path.unlink(missing_ok=True)
+        """Leave nothing behind; what the disk does not let go is left to the sweep. Bytes that were kept stay."""
+        try:
+            self._file.close()
+            self._path.unlink(missing_ok=True)
+        except OSError as error:
+            _log.warning("%s stays until it is swept: %s", self._path, error)
 
     def __enter__(self) -> Self:
         return self
