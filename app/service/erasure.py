@@ -207,7 +207,7 @@ def _removed(store: Store, done: Erased, given_up: Sequence[Digest], actor: Acto
     """The bytes go; whatever happens there, the erasure is done: the next sweep takes what is left."""
     try:
         return replace(done, shared=tuple(remove(store, given_up, actor)))
-    except (Unavailable, Fault) as trouble:
+    except (Unavailable, Fault, OSError) as trouble:
         log.warning("erased values stay until the next sweep: %s", trouble)
         return replace(done, pending=True)
 

@@ -113,7 +113,7 @@ def kept(store: Store, digests: Sequence[Digest], actor: Actor) -> Iterator[None
     try:
         yield
     except (BytesErased, MegabatchErased):
-        with suppress(Unavailable):  # the sweep takes them when they are older than the grace period
+        with suppress(Unavailable, OSError):  # the sweep takes them when they are older than the grace period
             remove(store, digests, actor)
         raise
 
