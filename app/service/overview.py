@@ -44,7 +44,14 @@ from app.store.overviews import Column, Kin
 
 TOLD = (
     *("alias.moved", "alias.protected", "cycle.failed", "cycle.started", "cycle.superseded", "cycle.requested"),
-    *("evaluation.set", "guardrail.overridden", "guardrail.tripped", "mask.held", "megabatch.accepted"),
+    *(
+        "evaluation.set",
+        "recipe.revised",
+        "guardrail.overridden",
+        "guardrail.tripped",
+        "mask.held",
+        "megabatch.accepted",
+    ),
     *("megabatch.pinned", "megabatch.quarantined", "megabatch.rejected", "megabatch.unpinned", "model.begins-anew"),
     *("model.classes-extended", "model.created", "model.paused", "model.resumed", "model.rolled_back"),
     *("promotion.approved", "promotion.proposed", "promotion.rejected", "version.published", "version.withheld"),

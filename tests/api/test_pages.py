@@ -65,6 +65,7 @@ def spoken() -> set[str]:
         "action": ("withhold", "retry", "hold", "restore"),
         "done": ("paused", "resumed"),
         "done.decided": ("open", "carried-out", "rejected"),
+        "drift": ("inputs", "labels", "accuracy"),
         "event": tuple(key.removeprefix("event.") for key in CATALOGUE["en"] if key.startswith("event.")),
         "failure.title": tuple(key[14:] for key in CATALOGUE["en"] if key.startswith("failure.title.")),
         "health": tuple(overview.Health),

@@ -122,7 +122,10 @@ class ByClass:
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """A megabatch, on arrival and as the champion knows it now."""
+    """A megabatch, on arrival and as the champion knows it now.
+
+    ``drifted``: what of it moved away from the past, in words; None where nothing was watched. ``drift``: the figures.
+    """
 
     number: int
     status: str
@@ -131,6 +134,8 @@ class Past:
     arrival: Estimate | None
     now: Estimate | None
     forgotten: float | None
+    drifted: Sequence[str] | None
+    drift: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +205,7 @@ def shown(view: ModelView, t: Speech) -> Shown:
         events=tell_all(view.events, t),
         heat=_heat(view),
         classes=_classes(view),
-        past=_past(view)[:_SHOWN],
+        past=_past(view, t)[:_SHOWN],
         more_past=max(0, glance.megabatches - _SHOWN),
         lines=list(reversed(lines)),
         figures=_figures(view, lines, marks, t) if lines else None,
@@ -433,13 +438,15 @@ def _classes(view: ModelView) -> list[ByClass]:
     return sorted(rows, key=lambda row: row.seen.share)
 
 
-def _past(view: ModelView) -> list[Past]:
+def _past(view: ModelView, t: Speech) -> list[Past]:
     now = view.champion.report.get("megabatches", {}) if view.champion else {}
-    return [_past_of(megabatch, now.get(str(megabatch.number))) for megabatch in view.megabatches]
+    return [_past_of(megabatch, now.get(str(megabatch.number)), t) for megabatch in view.megabatches]
 
 
-def _past_of(megabatch: Megabatch, now: Mapping[str, Any] | None) -> Past:
+def _past_of(megabatch: Megabatch, now: Mapping[str, Any] | None, t: Speech) -> Past:
     seen, status = megabatch.prequential, megabatch.status
+    watched = {name: shift for name, shift in ((seen.drift if seen else None) or {}).items() if shift}
+    alarms = [t(f"drift.{name}") for name, shift in watched.items() if shift["alarm"]]
     return Past(
         number=megabatch.number,
         status="" if status is MegabatchStatus.ACCEPTED else status.value,
@@ -448,4 +455,14 @@ def _past_of(megabatch: Megabatch, now: Mapping[str, Any] | None) -> Past:
         arrival=estimate(seen.accuracy, seen.examples) if seen else None,
         now=estimate(now["accuracy"], now["examples"]) if now else None,
         forgotten=now["forgotten"] if now else None,
+        drifted=alarms if watched else None,
+        drift="; ".join(
+            t(
+                "drift.figure",
+                of=t(f"drift.{name}"),
+                effect=t.number(shift["effect"], 2),
+                p=t.number(shift["p_value"], 3),
+            )
+            for name, shift in watched.items()
+        ),
     )

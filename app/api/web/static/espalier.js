@@ -97,7 +97,9 @@
   document.addEventListener("htmx:oobAfterSwap", (event) => {
     localise(document);
     reopen();
-    document.dispatchEvent(new CustomEvent("espalier-figures", { detail: event.detail.target }));
+    const figures = document.querySelector("#lines[data-figures]");
+    if (figures && !document.getElementById("timeline")) location.reload(); // the first version: now there is something to draw
+    document.dispatchEvent(new CustomEvent("espalier-figures"));
   });
 
   // -- copying ----------------------------------------------------------------------------------------------------------

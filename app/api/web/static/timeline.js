@@ -102,14 +102,14 @@
       u.ctx.fillText(`v${figures.version[index]}${champion ? " ★" : ""}`, x, y + 17 * ratio());
       u.ctx.font = `${10.5 * ratio()}px ${getComputedStyle(document.body).fontFamily}`;
       u.ctx.fillStyle = token("--mute");
-      if (figures.megabatches[index]) u.ctx.fillText(`${narrow.matches ? "m" : figures.words.megabatch + " "}${figures.megabatches[index]}`, x, y + 32 * ratio());
+      if (figures.megabatches[index]) u.ctx.fillText(`${narrow.matches || every > 1 ? "m" : figures.words.megabatch + " "}${figures.megabatches[index]}`, x, y + 32 * ratio());
     }
     u.ctx.restore();
   };
 
   const axis = (values, splits) => ({
     stroke: token("--mute"), font: font(), size: 52, gap: 6, ticks: { show: false }, border: { show: false },
-    grid: { stroke: token("--grid"), width: 1 }, values: (u, all) => all.map(values), ...(splits ? { splits } : { space: 34 }),
+    grid: { stroke: token("--grid"), width: 1 }, values: (u, all, at, space, step) => all.map((value) => values(value, step)), filter: (u, all) => all, ...(splits ? { splits } : { space: 34 }),
   });
   const bare = () => ({ show: true, size: 0, values: () => [], grid: { show: false }, ticks: { show: false }, border: { show: false } });
   const line = (colour, extra = {}) => ({
@@ -141,9 +141,9 @@
     const scale = narrow.matches ? 0.82 : 1;
     return [
       { height: 262 * scale, top: 24, bottom: 8, series: [line("--good"), line("--blue"), line("--violet")], data: ["validation", "arrival", "evaluation"],
-        y: { range: accuracyRange }, axis: axis((value) => percent(value)), draw: [marks] },
+        y: { range: accuracyRange }, axis: axis((value, step) => percent(value, step < 0.01 ? 1 : 0)), draw: [marks] },
       { height: 84 * scale, top: 6, bottom: 8, series: [{ stroke: "transparent", points: { show: false } }], data: ["gap"],
-        y: { range: gapRange }, axis: { ...axis((value) => points(value)), space: 28 }, draw: [bars] },
+        y: { range: gapRange }, axis: { ...axis((value, step) => points(value, step < 0.01 ? 1 : 0)), space: 28 }, draw: [bars] },
       { height: 110 * scale, top: 6, bottom: 8, series: [stepped("--good-2")], data: ["density"],
         y: { range: densityRange, distr: 3, log: 10 }, axis: axis((value) => (value === null ? "" : percent(value, value < 0.01 ? 2 : 0)), densitySplits), draw: [target] },
       { height: 96 * scale, top: 6, bottom: 40, series: [line("--edge", { points: { show: false } })], data: ["bytes"],
@@ -211,7 +211,7 @@
 
   const make = (panel, index) => new uPlot({
     width: place.clientWidth || 300, height: Math.round(panel.height + panel.top + (panel.bottom || 0)),
-    padding: [panel.top, 14, panel.bottom || 0, 0], legend: { show: false },
+    padding: [panel.top, 22, panel.bottom || 0, 0], legend: { show: false },
     cursor: { sync: { key: "espalier", setSeries: false }, points: { show: false }, y: false, drag: { x: true, y: false, dist: 6 } },
     scales: { x: x(), y: panel.y }, axes: [bare(), panel.axis], series: [{}, ...panel.series],
     hooks: {
