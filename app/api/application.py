@@ -41,6 +41,7 @@ from app.api.routes import (
     moves,
     pages,
     promotion,
+    recipe_pages,
     recipes,
     sessions,
     uploads,
@@ -90,7 +91,7 @@ def create_app(settings: Settings) -> FastAPI:
         )
     nouns = (
         *(models, recipes, megabatches, erasures, uploads, evaluation, cycles, versions, promotion, aliases, audit),
-        *(events, custody, decisions, keys, webhooks, sessions, health, pages, moves, visits),
+        *(events, custody, decisions, keys, webhooks, sessions, health, pages, recipe_pages, moves, visits),
     )
     routers = [noun.router for noun in nouns]
     routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]

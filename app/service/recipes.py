@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.domain import Actor, Cycle, CycleTrigger, Model, Page, RecipeRevision, Version
-from app.errors import RecipeUnchanged
+from app.errors import Conflict, RecipeUnchanged
 from app.learning.history import History
 from app.learning.recipe import ByExamples, Constant, Recipe, Training, final_density
 from app.learning.schedules import Standing, advance, kept_at
@@ -157,19 +157,28 @@ def preview_recipe(store: Store, name: str, document: Mapping[str, Any]) -> Prev
     )
 
 
-def revise_recipe(store: Store, name: str, document: Mapping[str, Any], *, reason: str, actor: Actor) -> Revised:
+def revise_recipe(
+    store: Store, name: str, document: Mapping[str, Any], *, reason: str, actor: Actor, seen: int | None = None
+) -> Revised:
     """Put the next revision of a model's recipe in force.
 
     Args:
         document: what differs from the recipe in force, or a preset plus what differs from that.
         reason: in words, for the log.
+        seen: the revision that was in force when this was decided; None: whichever.
 
     Raises:
+        Conflict: another revision than ``seen`` is in force.
         InvalidRecipe: it cannot work, or changes what stays for the life of a model.
         RecipeUnchanged: it says what is in force.
     """
     with store.transaction(actor) as tx:
         model = tx.ledger.lock_model(name)
+        if seen not in (None, model.recipe_revision):
+            raise Conflict(
+                f"revision {model.recipe_revision} of the recipe of {name!r} was put in force meanwhile, and you saw "
+                f"{seen}: look at the preview again"
+            )
         present, revised = _revised(tx, model, document)
         changes = changes_of(present.document(), revised.document())
         if not changes:

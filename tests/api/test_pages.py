@@ -73,6 +73,7 @@ def spoken() -> set[str]:
         "metric": (*_SHARES, *_POINTS, *_PLAIN, *_SECONDS),
         "nav": ("models",),
         "phase": tuple(Phase),
+        "recipe.side": ("before", "after"),
         "phase.state": ("done", "now", "next"),
         "scope": tuple(Scope),
         "series": ("validation", "arrival", "evaluation", "gap", "density", "bytes", "target", "megabatch"),
@@ -195,7 +196,14 @@ def test_files_are_kept_for_ever_under_their_name(still_house: House, name: str)
 
 
 def test_pages_run_and_load_what_is_ours_alone(grown: House) -> None:
-    for path in ("/", "/models/gas", "/models/gas/versions/2", "/models/gas/rollback", "/sign-in?next=/models/gas"):
+    for path in (
+        "/",
+        "/models/gas",
+        "/models/gas/versions/2",
+        "/models/gas/recipe",
+        "/models/gas/rollback",
+        "/sign-in?next=/models/gas",
+    ):
         answer = grown.http.get(path, headers=BROWSER)
         assert answer.status_code == 200, path
         assert answer.headers["Content-Security-Policy"] == POLICY

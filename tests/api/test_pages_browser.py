@@ -33,6 +33,7 @@ PAGES = {
     "model": "/models/gas",
     "first": "/models/empty",
     "version": "/models/gas/versions/4",
+    "recipe": "/models/gas/recipe",
     "rollback": "/models/gas/rollback",
     "nothing": "/models/nowhere",
 }

@@ -5,31 +5,19 @@ Every question is a page of its own, too, for browsers without scripts; a script
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
 from app.api.dependencies import MAX_NUMBER, TOLD, ActorDep, ModelName, Number, StoreDep
+from app.api.web.dialogs import ask, done
 from app.api.web.forms import Form
-from app.api.web.rendering import render, wants_fragment
 from app.domain import ModelState, Proposal
 from app.service import cycles, models, overview, previews, promotion, release
 
 router = APIRouter(prefix="/models/{model}", include_in_schema=False, dependencies=[TOLD])
 
 _To = Annotated[int | None, Query(ge=0, le=MAX_NUMBER)]
-
-
-def _ask(request: Request, question: str, **context: Any) -> Response:
-    template = f"ask_{question}.html" if wants_fragment(request) else "dialog_page.html"
-    return render(request, template, active="models", part=f"ask_{question}.html", **context)
-
-
-def _done(request: Request, name: str, what: str, **context: Any) -> Response:
-    template = "done.html" if wants_fragment(request) else "dialog_page.html"
-    answer = render(request, template, active="models", part="done.html", name=name, what=what, **context)
-    answer.headers["HX-Trigger"] = "espalier-changed"
-    return answer
 
 
 # -- rollback ----------------------------------------------------------------------------------------------------------
@@ -41,13 +29,13 @@ def ask_rollback(name: ModelName, request: Request, store: StoreDep, to: _To = N
     choices = overview.rollback_choices(store, name)
     wanted = choices[0].number if to is None and choices else to
     preview = None if wanted is None else previews.preview_rollback(store, name, wanted)
-    return _ask(request, "rollback", name=name, p=preview, choices=choices)
+    return ask(request, "rollback", name=name, p=preview, choices=choices)
 
 
 @router.post("/rollback")
 def do_rollback(name: ModelName, request: Request, form: Form, store: StoreDep, actor: ActorDep) -> Response:
     """Go back."""
-    done = release.roll_back(
+    moved = release.roll_back(
         store,
         name,
         to=str(form.number("to")),
@@ -56,7 +44,7 @@ def do_rollback(name: ModelName, request: Request, form: Form, store: StoreDep, 
         expected_revision=form.number("revision"),
         actor=actor,
     )
-    return _done(request, name, "rollback", done=done)
+    return done(request, name, "rollback", done=moved)
 
 
 # -- promotion ---------------------------------------------------------------------------------------------------------
@@ -65,7 +53,7 @@ def do_rollback(name: ModelName, request: Request, form: Form, store: StoreDep, 
 @router.get("/versions/{number}/promote")
 def ask_promotion(name: ModelName, number: Number, request: Request, store: StoreDep) -> Response:
     """What making a version the champion would change."""
-    return _ask(request, "promotion", name=name, p=previews.preview_promotion(store, name, number))
+    return ask(request, "promotion", name=name, p=previews.preview_promotion(store, name, number))
 
 
 @router.post("/versions/{number}/promote")
@@ -73,7 +61,7 @@ def do_promotion(
     name: ModelName, number: Number, request: Request, form: Form, store: StoreDep, actor: ActorDep
 ) -> Response:
     """Make it the champion, or propose to."""
-    done = promotion.promote(
+    moved = promotion.promote(
         store,
         name,
         number,
@@ -82,9 +70,9 @@ def do_promotion(
         expected_revision=form.number("revision"),
         actor=actor,
     )
-    if isinstance(done, Proposal):
-        return _done(request, name, "proposed", proposal=done)
-    return _done(request, name, "promotion", done=done)
+    if isinstance(moved, Proposal):
+        return done(request, name, "proposed", proposal=moved)
+    return done(request, name, "promotion", done=moved)
 
 
 @router.get("/proposals/{number}/decide")
@@ -92,7 +80,7 @@ def ask_decision(name: ModelName, number: Number, request: Request, store: Store
     """What was proposed, by whom, and what approving it would change."""
     proposal = promotion.get_proposal(store, name, number)
     needed = promotion.protection_of(store, name, proposal.alias).needed
-    return _ask(request, "decision", name=name, proposal=proposal, needed=needed)
+    return ask(request, "decision", name=name, proposal=proposal, needed=needed)
 
 
 @router.post("/proposals/{number}/decide")
@@ -102,7 +90,7 @@ def do_decision(
     """Approve or reject it."""
     decide = promotion.approve if form.needed("decision") == "approve" else promotion.reject
     proposal = decide(store, name, number, reason=form.needed("reason"), actor=actor)
-    return _done(request, name, "decided", proposal=proposal)
+    return done(request, name, "decided", proposal=proposal)
 
 
 # -- training ----------------------------------------------------------------------------------------------------------
@@ -111,20 +99,20 @@ def do_decision(
 @router.get("/train")
 def ask_cycle(name: ModelName, request: Request, store: StoreDep) -> Response:
     """Whether to train now."""
-    return _ask(request, "cycle", name=name, summary=models.describe_model(store, name))
+    return ask(request, "cycle", name=name, summary=models.describe_model(store, name))
 
 
 @router.post("/train")
 def do_cycle(name: ModelName, request: Request, form: Form, store: StoreDep, actor: ActorDep) -> Response:
     """Enqueue a cycle."""
     cycle = cycles.request_cycle(store, name, reason=form.text("reason") or None, actor=actor)
-    return _done(request, name, "cycle", cycle=cycle)
+    return done(request, name, "cycle", cycle=cycle)
 
 
 @router.get("/pause")
 def ask_pause(name: ModelName, request: Request, store: StoreDep) -> Response:
     """Whether to stop starting cycles, or to start them again."""
-    return _ask(request, "pause", name=name, summary=models.describe_model(store, name))
+    return ask(request, "pause", name=name, summary=models.describe_model(store, name))
 
 
 @router.post("/pause")
@@ -132,4 +120,4 @@ def do_pause(name: ModelName, request: Request, form: Form, store: StoreDep, act
     """Pause or resume."""
     change = models.resume_model if form.needed("state") == ModelState.ACTIVE else models.pause_model
     model = change(store, name, reason=form.needed("reason"), actor=actor)
-    return _done(request, name, "paused" if model.state is ModelState.PAUSED else "resumed")
+    return done(request, name, "paused" if model.state is ModelState.PAUSED else "resumed")

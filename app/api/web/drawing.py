@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import log
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,40 @@ def spark(values: Sequence[float | None], *, width: int = 96, height: int = 24, 
     if len(at) == 1:
         at = [(pad, at[0][1]), (width - pad, at[0][1])]
     return Spark(" ".join(f"{x},{y}" for x, y in at), at[-1], width, height)
+
+
+@dataclass(frozen=True, slots=True)
+class Stairs:
+    """Values that hold until the next one, on a log scale, and a level to compare them with."""
+
+    points: str
+    first: tuple[float, float]
+    last: tuple[float, float]
+    level: float
+    width: int
+    height: int
+
+
+def stairs(values: Sequence[float], level: float, *, width: int = 480, height: int = 150, pad: float = 12.0) -> Stairs:
+    """Stairs from the first value to the last, each of the same width.
+
+    Args:
+        values: above 0, at least one.
+        level: above 0.
+        width: of the box.
+        height: of the box.
+        pad: room around the drawing.
+    """
+    low, high = min(*values, level), max(*values, level)
+    rise = (height - 2 * pad) / (log(high / low) or 1.0)
+    across = (width - 2 * pad) / len(values)
+
+    def at(value: float) -> float:
+        return round(height - pad - log(value / low) * rise, 1)
+
+    edges = [round(pad + place * across, 1) for place in range(len(values) + 1)]
+    corners = [(x, at(v)) for place, v in enumerate(values) for x in edges[place : place + 2]]
+    return Stairs(" ".join(f"{x},{y}" for x, y in corners), corners[0], corners[-1], at(level), width, height)
 
 
 @dataclass(frozen=True, slots=True)

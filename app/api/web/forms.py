@@ -5,15 +5,18 @@ Knows: URL-encoded bodies under a limit, and which paths may be gone back to. Mu
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from typing import Annotated, Any
 from urllib.parse import parse_qsl
 
 from fastapi import Depends, Request
 
 from app.api.problems import BODY_TOO_LARGE, INVALID_REQUEST, UNSUPPORTED_MEDIA, HttpProblem
+from app.api.strict_json import parse
 
 MOST_BYTES = 64 * 1024
 _MOST_FIELDS = 200
+_PERCENT = re.compile(r"[0-9]{1,3}(\.[0-9]{1,9})?")
 _FORM = "application/x-www-form-urlencoded"
 
 
@@ -29,6 +32,28 @@ class Fields:
         if len(found) > most:
             raise HttpProblem(INVALID_REQUEST, f"{name} is longer than {most} characters: say it in fewer words")
         return found
+
+    def json(self, name: str, *, most: int = 20_000) -> Any:
+        """A field with a JSON value; None where it is empty.
+
+        Raises:
+            HttpProblem: 400 or 422, it holds something else.
+        """
+        found = self.text(name, most=most)
+        return parse(found.encode()) if found else None
+
+    def percent(self, name: str) -> float | None:
+        """A field with a number of percent, as a share; None where it is empty.
+
+        Raises:
+            HttpProblem: 422, it holds something else.
+        """
+        found = self.text(name).removesuffix("%").strip()
+        if not found:
+            return None
+        if _PERCENT.fullmatch(found) is None:
+            raise HttpProblem(INVALID_REQUEST, f"{name} must be a number of percent, such as 12.5: correct it")
+        return float(found) / 100
 
     def needed(self, name: str) -> str:
         """A field that must not be empty.
