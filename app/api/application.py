@@ -28,6 +28,7 @@ from app.api.polling import Polls
 from app.api.routes import (
     aliases,
     audit,
+    auditing,
     custody,
     cycles,
     decisions,
@@ -92,6 +93,7 @@ def create_app(settings: Settings) -> FastAPI:
     nouns = (
         *(models, recipes, megabatches, erasures, uploads, evaluation, cycles, versions, promotion, aliases, audit),
         *(events, custody, decisions, keys, webhooks, sessions, health, pages, recipe_pages, moves, visits),
+        *(auditing,),
     )
     routers = [noun.router for noun in nouns]
     routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]

@@ -65,6 +65,9 @@ SCOPES: Mapping[str, Needs] = {
     "do_pause": Scope.TRAIN,
     "ask_decision": Scope.RELEASE,
     "do_decision": Scope.RELEASE,
+    "audit_page": Scope.AUDIT,
+    "entry_page": Scope.AUDIT,
+    "verify_here": Scope.AUDIT,
     # Sign-in; whoever signs in shows the key in the body
     "sign_in": OPEN,
     "who_am_i": ANY_KEY,

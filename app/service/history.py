@@ -65,6 +65,14 @@ def audit_entries(
         return tx.audit.entries(model, after, limit, kind)
 
 
+def newest_entries(
+    store: Store, *, model: str | None, kind: str | None, before: int | None, limit: int
+) -> Page[AuditEntry]:
+    """Entries, the newest first."""
+    with store.reading() as tx:
+        return tx.audit.newest(model, kind, before, limit)
+
+
 def audit_entry(store: Store, seq: int) -> AuditEntry:
     """One entry."""
     with store.reading() as tx:

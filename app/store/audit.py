@@ -180,6 +180,26 @@ class Audit:
         items = tuple(_entry(row) for row in rows[:limit])
         return Page(items, str(items[-1].seq) if len(rows) > limit else None)
 
+    def newest(self, model: str | None, kind: str | None, before: int | None, limit: int) -> Page[AuditEntry]:
+        """Entries, the newest first.
+
+        Args:
+            model: of this model only; None for all.
+            kind: of this kind only.
+            before: go on before this sequence number.
+            limit: at most this many.
+        """
+        wanted = sa.select(audit_entries).order_by(audit_entries.c.seq.desc()).limit(limit + 1)
+        if model is not None:
+            wanted = wanted.where(audit_entries.c.model == model)
+        if kind is not None:
+            wanted = wanted.where(audit_entries.c.kind == kind)
+        if before is not None:
+            wanted = wanted.where(audit_entries.c.seq < min(before, _LARGEST_SEQ))
+        rows = self._connection.execute(wanted).all()
+        items = tuple(_entry(row) for row in rows[:limit])
+        return Page(items, str(items[-1].seq) if len(rows) > limit else None)
+
     def next(
         self, after: int, through: int, kinds: Collection[str] | None, models: Collection[str] | None
     ) -> AuditEntry | None:

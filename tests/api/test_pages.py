@@ -16,7 +16,7 @@ from app.api.web.assets import ASSETS, STATIC
 from app.api.web.drawing import spark, tree
 from app.api.web.estimates import Estimate
 from app.api.web.forms import local_path
-from app.api.web.rendering import POLICY, TEMPLATES
+from app.api.web.rendering import NAVIGATION, POLICY, TEMPLATES
 from app.api.web.speech import CATALOGUE, LANGUAGES, Speech, preferred
 from app.api.web.version_page import _PLAIN, _POINTS, _SECONDS, _SHARES
 from app.domain import Phase, Scope
@@ -66,12 +66,13 @@ def spoken() -> set[str]:
         "done": ("paused", "resumed"),
         "done.decided": ("open", "carried-out", "rejected"),
         "drift": ("inputs", "labels", "accuracy"),
+        "entry.part": ("inputs", "parameters", "outputs", "code"),
         "event": tuple(key.removeprefix("event.") for key in CATALOGUE["en"] if key.startswith("event.")),
         "failure.title": tuple(key[14:] for key in CATALOGUE["en"] if key.startswith("failure.title.")),
         "health": tuple(overview.Health),
         "language": LANGUAGES,
         "metric": (*_SHARES, *_POINTS, *_PLAIN, *_SECONDS),
-        "nav": ("models",),
+        "nav": tuple(place.key for place in NAVIGATION),
         "phase": tuple(Phase),
         "recipe.side": ("before", "after"),
         "phase.state": ("done", "now", "next"),
@@ -203,6 +204,8 @@ def test_pages_run_and_load_what_is_ours_alone(grown: House) -> None:
         "/models/gas/recipe",
         "/models/gas/rollback",
         "/sign-in?next=/models/gas",
+        "/audit",
+        "/audit/2",
     ):
         answer = grown.http.get(path, headers=BROWSER)
         assert answer.status_code == 200, path

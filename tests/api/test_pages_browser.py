@@ -35,6 +35,8 @@ PAGES = {
     "version": "/models/gas/versions/4",
     "recipe": "/models/gas/recipe",
     "rollback": "/models/gas/rollback",
+    "audit": "/audit",
+    "entry": "/audit/3",
     "nothing": "/models/nowhere",
 }
 WIDTHS, THEMES, LANGUAGES = (360, 768, 1440), ("light", "dark"), ("en", "ja")

@@ -67,7 +67,10 @@ class Place:
     needs: Scope
 
 
-NAVIGATION = (Place("models", "/", Scope.READ),)
+NAVIGATION = (
+    Place("models", "/", Scope.READ),
+    Place("audit", "/audit", Scope.AUDIT),
+)
 """Pages that every page links to; only those are shown that the caller may see."""
 
 
