@@ -46,6 +46,22 @@ _FIGURES = {
     "mask_agreement": "least agreement of the masks that two samples give",
 }
 
+_MORE = {
+    "champion_validation_accuracy": "accuracy of the champion before, on the same validation examples",
+    "prequential_loss": "cross entropy of the champion before on the new megabatches, in nats",
+    "train_loss": "cross entropy on what it was trained on, in nats",
+    "dense_flops": "multiplications and additions of one example, all weights counted",
+    "sparse_flops": "the same, counting kept weights alone; whether a machine saves them was not measured",
+    "epochs": "epochs that were trained",
+    "best_epoch": "epoch whose weights were taken",
+    "examples_seen": "examples that the optimizer saw, repetitions counted",
+    "evaluation_loss": "cross entropy on the evaluation set, in nats",
+    "anytime_accuracy": "accuracy on the evaluation set, mean over all versions of the lineage",
+    "cumulative_evaluation_errors": "wrong answers on the evaluation set, of all versions of the lineage together",
+    "unrounded_validation_accuracy": "validation accuracy before the weights were rounded to be stored",
+}
+"""Figures that are shown where they were measured; those above are always shown."""
+
 
 def card(facts: Facts) -> str:
     """The page, in Markdown."""
@@ -121,7 +137,11 @@ def _verdict(facts: Facts) -> str:
 
 def _figures(metrics: Mapping[str, float]) -> str:
     known = [(name, _figure(metrics.get(name)), meaning) for name, meaning in _FIGURES.items()]
-    others = [(name, _figure(value), "") for name, value in sorted(metrics.items()) if name not in _FIGURES]
+    others = [
+        (name, _figure(value), "time of this phase" if name.endswith("_seconds") else _MORE.get(name, ""))
+        for name, value in sorted(metrics.items())
+        if name not in _FIGURES
+    ]
     return _table(("figure", "value", "meaning"), known + others)
 
 
@@ -137,7 +157,8 @@ def _by_class(facts: Facts) -> list[str]:
             (_plain(label), f"{count:,}", _figure(accuracy))
             for label, count, accuracy in zip(names, answers["examples"], answers["accuracy"], strict=False)
         ]
-        found.append(f"## By class, on {title}\n\n" + _table(("class", "examples", "accuracy"), rows))
+        of_all = f"{sum(answers['examples']):,} examples in all; an accuracy on few of them says little."
+        found.append(f"## By class, on {title}\n\n{of_all}\n\n" + _table(("class", "examples", "accuracy"), rows))
     return found
 
 
@@ -222,8 +243,8 @@ def _making(facts: Facts) -> str:
 def _limits(facts: Facts) -> str:
     version = facts.version
     absent = [
-        ("the evaluation set", "evaluation_accuracy" in version.metrics),
-        ("validation examples", "validation_accuracy" in version.metrics),
+        ("the evaluation set", _because(facts), "evaluation_accuracy" in version.metrics),
+        ("validation examples", "", "validation_accuracy" in version.metrics),
     ]
     return "\n".join(
         [
@@ -231,10 +252,18 @@ def _limits(facts: Facts) -> str:
             "- The figures hold for data like that of the megabatches. How it answers to other data was not measured.",
             "- Fairness between groups of people, robustness to attacks, and energy were not measured.",
             "- Sizes are measured in bytes; that a sparse network is faster is not claimed.",
-            *(f"- Nothing was measured on {what}." for what, measured in absent if not measured),
+            *(f"- Nothing was measured on {what}{why}." for what, why, measured in absent if not measured),
             *(["- Its guardrails did not pass."] if not version.verdict.passed else []),
             "- The labels are those that were uploaded; whether they are right, the service cannot know.",
         ]
+    )
+
+
+def _because(facts: Facts) -> str:
+    return (
+        ": there is none, so that every figure is of data that came with the megabatches"
+        if not facts.evaluation
+        else ""
     )
 
 
