@@ -132,7 +132,9 @@ def prove_inclusion(store: Store, seq: int, size: int) -> Inclusion:
         _expect_size(tx.audit.head(), size)
         if not 1 <= seq <= size:
             raise UnknownEntry(f"a log of {size} entries has no entry {seq}: they are numbered from 1")
-        tree, leaf = tx.audit.tree(), tx.audit.entry(seq).leaf
+        tree, (tile, place) = tx.audit.tree(), divmod(seq - 1, WIDTH)
+        tree.fetch(seq - 1, size)
+        leaf = tree.tile(0, tile, place + 1)[place].hex()
         return Inclusion(seq, leaf, size, tree.root(size), tuple(tree.inclusion(seq, size)))
 
 
@@ -147,6 +149,7 @@ def prove_consistency(store: Store, first: int, second: int) -> Consistency:
         if not 0 <= first <= second:
             raise UnknownEntry(f"a log of {second} entries does not continue one of {first}: name the smaller first")
         tree = tx.audit.tree()
+        tree.fetch(max(0, first - 1), second)
         path = tuple(tree.consistency(first, second))
         return Consistency(first, second, tree.root(first), tree.root(second), path)
 

@@ -5,12 +5,14 @@ complete subtrees of 256, 256 ** 2, ... leaves. Must never know: what an entry s
 
 Laws:
     * The tree of a size never changes: a proof for it is the same for ever.
-    * A proof reads at most two tiles of 256 hashes a level, in one statement each, however long the log is.
+    * A proof reads at most two tiles of 256 hashes a level, however long the log is; ``fetch`` reads all of them in one
+      statement.
     * What is missing is a ``Fault``; nothing is made up. Whether a stored hash is right, ``Audit.checked`` says.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -32,6 +34,27 @@ class Tree:
         self._connection = connection
         self._tiles: dict[tuple[int, int], list[bytes]] = {}
         self._roots: dict[tuple[int, int], bytes] = {}
+
+    def fetch(self, place: int, size: int) -> None:
+        """Read the tiles that the proofs of a place at a size need, all in one statement.
+
+        Every hash on the way from a leaf to the root, and each of their neighbours, lies in the tiles above that leaf;
+        those of the last subtrees lie in the tiles above the log's end.
+
+        Args:
+            place: index of a leaf.
+            size: of the log.
+        """
+        levels = range(1 + max(0, size.bit_length() - 1) // HEIGHT)
+        wanted = {(level, at >> HEIGHT * (level + 1)) for level in levels for at in (place, size)} - self._tiles.keys()
+        if not wanted:
+            return
+        parts = [_tile(*tile).add_columns(sa.literal(tile[0]), sa.literal(tile[1])) for tile in sorted(wanted)]
+        found: dict[tuple[int, int], list[tuple[int, str]]] = {tile: [] for tile in wanted}
+        for number, hashed, level, index in self._connection.execute(sa.select(sa.union_all(*parts).subquery())):
+            found[level, index].append((number, hashed))
+        for tile, rows in found.items():
+            self._tiles[tile] = _hashes(*tile, sorted(rows))
 
     def root(self, size: int) -> bytes:
         """The root over the first ``size`` leaves."""
@@ -82,12 +105,7 @@ class Tree:
         return found[:width]
 
     def _read(self, level: int, index: int) -> list[bytes]:
-        wanted, at, first = _leaves() if level == 0 else _nodes(level)
-        first += index * WIDTH
-        rows = self._connection.execute(wanted.where(at >= first, at < first + WIDTH).order_by(at)).all()
-        if [row[0] for row in rows] != list(range(first, first + len(rows))):
-            raise Fault(f"the audit log's hashes have a gap at level {level}, tile {index}: run `espalier doctor`")
-        return [bytes.fromhex(row[1]) for row in rows]
+        return _hashes(level, index, sorted(map(tuple, self._connection.execute(_tile(level, index)))))
 
     def _range(self, low: int, high: int) -> bytes:
         """The root over the leaves from ``low`` to before ``high``, as the tree is cut there."""
@@ -110,14 +128,27 @@ class Tree:
         return hashes[0]
 
 
-def _leaves() -> tuple[sa.Select[Any], sa.ColumnElement[int], int]:
-    """Numbers and hashes of leaves, the column of the numbers, and the first of them."""
-    return sa.select(audit_entries.c.seq, audit_entries.c.leaf), audit_entries.c.seq, 1
+def _tile(level: int, index: int) -> sa.Select[Any]:
+    """Numbers and hashes of what is stored of a tile."""
+    if level == 0:
+        wanted, at = sa.select(audit_entries.c.seq, audit_entries.c.leaf), audit_entries.c.seq
+    else:
+        at = log_nodes.c.index
+        wanted = sa.select(at, log_nodes.c.hash).where(log_nodes.c.level == level)
+    first = _first(level, index)
+    return wanted.where(at >= first, at < first + WIDTH)
 
 
-def _nodes(level: int) -> tuple[sa.Select[Any], sa.ColumnElement[int], int]:
-    wanted = sa.select(log_nodes.c.index, log_nodes.c.hash).where(log_nodes.c.level == level)
-    return wanted, log_nodes.c.index, 0
+def _first(level: int, index: int) -> int:
+    """Number of a tile's first hash: entries are counted from 1, nodes from 0."""
+    return index * WIDTH + (level == 0)
+
+
+def _hashes(level: int, index: int, rows: Sequence[tuple[Any, ...]]) -> list[bytes]:
+    first = _first(level, index)
+    if [number for number, _ in rows] != list(range(first, first + len(rows))):
+        raise Fault(f"the audit log's hashes have a gap at level {level}, tile {index}: run `espalier doctor`")
+    return [bytes.fromhex(hashed) for _, hashed in rows]
 
 
 def completed(size: int, carries: list[bytes]) -> list[dict[str, Any]]:

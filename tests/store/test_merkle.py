@@ -125,3 +125,29 @@ def _without_triggers(url: str, change: sa.Update | sa.Delete) -> None:
             connection.exec_driver_sql(statement)
         connection.execute(change)
     engine.dispose()
+
+
+def test_what_is_fetched_ahead_is_all_that_a_proof_reads(grown: Store) -> None:
+    """One statement, wherever the leaf and the end lie; and the proofs are those of tiles read one by one."""
+    for size in (1, WIDTH - 1, WIDTH, WIDTH + 1, 2 * WIDTH, SIZE):
+        for place in {0, min(1, size - 1), size // 2, size - 1, min(size, WIDTH) - 1} - {size}:
+            statements: list[str] = []
+            with grown.reading() as tx:
+                slow, ahead = tx.audit.tree(), tx.audit.tree()
+                expected = slow.inclusion(place + 1, size), slow.consistency(place + 1, size), slow.root(size)
+                expected_before = slow.root(place + 1)
+
+                def note(*about: object, seen: list[str] = statements) -> None:
+                    seen.append(str(about[2]))
+
+                sa.event.listen(grown._engine, "before_cursor_execute", note)
+                ahead.fetch(place, size)
+                assert (
+                    ahead.inclusion(place + 1, size),
+                    ahead.consistency(place + 1, size),
+                    ahead.root(size),
+                ) == expected
+                assert ahead.root(place + 1) == expected_before
+                sa.event.remove(grown._engine, "before_cursor_execute", note)
+            # The root at a size that ends a tile stands in the next tile above.
+            assert len(statements) <= 1 + ((place + 1) % WIDTH == 0)
