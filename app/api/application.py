@@ -36,6 +36,7 @@ from app.api.routes import (
     evaluation,
     events,
     health,
+    keying,
     keys,
     megabatches,
     models,
@@ -93,7 +94,7 @@ def create_app(settings: Settings) -> FastAPI:
     nouns = (
         *(models, recipes, megabatches, erasures, uploads, evaluation, cycles, versions, promotion, aliases, audit),
         *(events, custody, decisions, keys, webhooks, sessions, health, pages, recipe_pages, moves, visits),
-        *(auditing,),
+        *(auditing, keying),
     )
     routers = [noun.router for noun in nouns]
     routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]

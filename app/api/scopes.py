@@ -68,6 +68,11 @@ SCOPES: Mapping[str, Needs] = {
     "audit_page": Scope.AUDIT,
     "entry_page": Scope.AUDIT,
     "verify_here": Scope.AUDIT,
+    "keys_page": Scope.ADMIN,
+    "ask_key": Scope.ADMIN,
+    "do_key": Scope.ADMIN,
+    "ask_revocation": Scope.ADMIN,
+    "do_revocation": Scope.ADMIN,
     # Sign-in; whoever signs in shows the key in the body
     "sign_in": OPEN,
     "who_am_i": ANY_KEY,

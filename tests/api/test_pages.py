@@ -70,6 +70,7 @@ def spoken() -> set[str]:
         "event": tuple(key.removeprefix("event.") for key in CATALOGUE["en"] if key.startswith("event.")),
         "failure.title": tuple(key[14:] for key in CATALOGUE["en"] if key.startswith("failure.title.")),
         "health": tuple(overview.Health),
+        "keys.state": ("valid", "expired", "revoked"),
         "language": LANGUAGES,
         "metric": (*_SHARES, *_POINTS, *_PLAIN, *_SECONDS),
         "nav": tuple(place.key for place in NAVIGATION),
@@ -206,6 +207,8 @@ def test_pages_run_and_load_what_is_ours_alone(grown: House) -> None:
         "/sign-in?next=/models/gas",
         "/audit",
         "/audit/2",
+        "/keys",
+        "/keys/new",
     ):
         answer = grown.http.get(path, headers=BROWSER)
         assert answer.status_code == 200, path

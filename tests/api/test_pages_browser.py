@@ -37,6 +37,8 @@ PAGES = {
     "rollback": "/models/gas/rollback",
     "audit": "/audit",
     "entry": "/audit/3",
+    "keys": "/keys",
+    "key": "/keys/new",
     "nothing": "/models/nowhere",
 }
 WIDTHS, THEMES, LANGUAGES = (360, 768, 1440), ("light", "dark"), ("en", "ja")

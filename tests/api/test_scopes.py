@@ -214,7 +214,7 @@ def test_however_a_path_is_spelled_the_route_that_answers_decides(guarded: Guard
     for path in ("/v1/keys", "/v1/keys%0a", "/v1%2Fkeys", "/%761/keys", "/v1/keys?x=/livez", "/v1/keys#/livez"):
         answer = guarded.house.http.post(path, json={}, headers=bearer(guarded.keys["read"]))
         assert answer.status_code == 403, path
-    for path in ("/v1/keys/", "//v1/keys", "/v1//keys", "/V1/keys", "/v1/keys;x", "/v1/keys%20"):
+    for path in ("/v1/keys/", "http://localhost:8000//v1/keys", "/v1//keys", "/V1/keys", "/v1/keys;x", "/v1/keys%20"):
         assert guarded.house.http.post(path, json={}, headers=bearer(guarded.keys["admin"])).status_code == 404, path
 
 

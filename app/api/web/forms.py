@@ -21,7 +21,7 @@ _FORM = "application/x-www-form-urlencoded"
 
 
 class Fields:
-    """The fields of a form; one that may be given several times is read with ``all``."""
+    """The fields of a form; one that may be given several times is read with ``texts``."""
 
     def __init__(self, pairs: list[tuple[str, str]]) -> None:
         self._pairs = pairs
@@ -80,6 +80,10 @@ class Fields:
     def numbers(self, name: str) -> list[int]:
         """A field that holds whole numbers, each time that it is given."""
         return [Fields([(name, value)]).number(name) for key, value in self._pairs if key == name]
+
+    def texts(self, name: str) -> list[str]:
+        """What a field holds, each time that it is given."""
+        return [value for key, value in self._pairs if key == name]
 
     def given(self, name: str) -> bool:
         """Whether a box was ticked."""

@@ -70,6 +70,7 @@ class Place:
 NAVIGATION = (
     Place("models", "/", Scope.READ),
     Place("audit", "/audit", Scope.AUDIT),
+    Place("keys", "/keys", Scope.ADMIN),
 )
 """Pages that every page links to; only those are shown that the caller may see."""
 

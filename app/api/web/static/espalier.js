@@ -1,5 +1,5 @@
 // What every page does in the browser: times in the reader's zone, dialogs, live updates, copying.
-// Knows: attributes of the markup (data-events, data-live, data-keep, data-copy). Must never know: what a page is about.
+// Knows: attributes of the markup (data-events, data-live, data-keep, data-copy, data-stay). Must never know: what a page is about.
 "use strict";
 (() => {
   const page = document.documentElement.lang;
@@ -45,7 +45,8 @@
   });
   dialog.addEventListener("click", (event) => {
     const cancel = event.target.closest(".dialog-cancel");
-    if (cancel || event.target === dialog) {
+    const outside = event.target === dialog && !dialog.querySelector("[data-stay]");
+    if (cancel || outside) {
       event.preventDefault();
       dialog.close();
     }
