@@ -38,6 +38,7 @@ from app.api.routes import (
     health,
     keying,
     keys,
+    megabatch_pages,
     megabatches,
     models,
     moves,
@@ -93,8 +94,8 @@ def create_app(settings: Settings) -> FastAPI:
         )
     nouns = (
         *(models, recipes, megabatches, erasures, uploads, evaluation, cycles, versions, promotion, aliases, audit),
-        *(events, custody, decisions, keys, webhooks, sessions, health, pages, recipe_pages, moves, visits),
-        *(auditing, keying),
+        *(events, custody, decisions, keys, webhooks, sessions, health, pages, recipe_pages, megabatch_pages),
+        *(moves, visits, auditing, keying),
     )
     routers = [noun.router for noun in nouns]
     routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]

@@ -44,15 +44,9 @@ from app.store.overviews import Column, Kin
 
 TOLD = (
     *("alias.moved", "alias.protected", "cycle.failed", "cycle.started", "cycle.superseded", "cycle.requested"),
-    *(
-        "evaluation.set",
-        "recipe.revised",
-        "guardrail.overridden",
-        "guardrail.tripped",
-        "mask.held",
-        "megabatch.accepted",
-    ),
-    *("megabatch.pinned", "megabatch.quarantined", "megabatch.rejected", "megabatch.unpinned", "model.begins-anew"),
+    *("evaluation.set", "guardrail.overridden", "guardrail.tripped", "mask.held", "megabatch.accepted"),
+    *("megabatch.erased", "megabatch.pinned", "megabatch.quarantined", "megabatch.rejected", "megabatch.released"),
+    *("megabatch.unpinned", "model.begins-anew", "recipe.revised", "samples.erased"),
     *("model.classes-extended", "model.created", "model.paused", "model.resumed", "model.rolled_back"),
     *("promotion.approved", "promotion.proposed", "promotion.rejected", "version.published", "version.withheld"),
 )
@@ -155,6 +149,21 @@ class QueueView:
     cycle: Cycle | None
     queued: int
     heard_of: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class MegabatchesView:
+    """A page of megabatches, newest first, how many there are in all, and what the champion knows of each now.
+
+    Attributes:
+        older: whether there are more.
+    """
+
+    model: Model
+    megabatches: Sequence[Megabatch]
+    older: bool
+    total: int
+    champion: Version | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +301,24 @@ def view_queue(store: Store, name: str) -> QueueView:
         queued, running = tx.ledger.queue(model)
         next_one = running or (_waiting(tx, model) if queued else None)
         return QueueView(next_one, queued, tx.ledger.activity()[2])
+
+
+def view_megabatches(store: Store, name: str, *, before: int | None, limit: int) -> MegabatchesView:
+    """Megabatches as their page shows them.
+
+    Args:
+        before: only those of lower numbers; None: from the newest on.
+        limit: at most this many.
+
+    Raises:
+        UnknownModel: there is none of this name.
+    """
+    with store.reading() as tx:
+        model = tx.ledger.model(name)
+        found = tx.overviews.newest_megabatches(model, limit + 1, before)
+        alias = alias_or_none(tx, name, CHAMPION)
+        champion = tx.ledger.version(name, alias.version) if alias else None
+        return MegabatchesView(model, found[:limit], len(found) > limit, tx.buffer.last_number(model), champion)
 
 
 def rollback_choices(store: Store, name: str) -> list[VersionSummary]:

@@ -1,22 +1,23 @@
-"""Previews: what a move of the champion would change, before anybody decides on it.
+"""Previews: what a move of the champion, or of a megabatch, would change, before anybody decides on it.
 
-Knows: what ``release`` and ``promotion`` would do now. Must never know: HTTP, torch.
+Knows: what ``release``, ``promotion`` and ``megabatches`` would do now. Must never know: HTTP, torch.
 
 Laws:
     * Nothing is changed.
     * What would be refused is refused here, with the same error.
-    * A preview names the alias's revision that it is true of; the move compares it.
+    * A preview of a move of the champion names the alias's revision that it is true of; the move compares it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from app.domain import CHAMPION, Alias, Protection, Version, VersionStatus
+from app.domain import CHAMPION, Alias, Megabatch, Protection, Version, VersionStatus
 from app.errors import Conflict, NotAnAncestor, UnknownAlias
 from app.service.overview import descends
 from app.service.release import alias_or_none
 from app.service.state import state_of
+from app.store.buffer import expect_values
 from app.store.database import Store
 from app.store.releases import expect_bytes
 
@@ -54,6 +55,33 @@ class PromotionPreview:
     withheld: bool
     protection: Protection
     superseded: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SortingPreview:
+    """What putting a megabatch into quarantine, or letting it out, would do.
+
+    Attributes:
+        versions: numbers of those that took it in, by their own cycle or by an ancestor's; they stay.
+        superseded: numbers of the cycles that would end.
+    """
+
+    megabatch: Megabatch
+    versions: tuple[int, ...]
+    superseded: tuple[int, ...]
+
+
+def preview_sorting(store: Store, name: str, number: int) -> SortingPreview:
+    """What a quarantine, or its end, would do.
+
+    Raises:
+        UnknownModel, UnknownMegabatch, MegabatchErased: there is nothing to sort.
+    """
+    with store.reading() as tx:
+        model, megabatch = tx.ledger.model(name), tx.buffer.megabatch(name, number)
+        expect_values(megabatch)
+        versions = tuple(sorted(used.version for used in tx.custody.heirs_of(model, [number])))
+        return SortingPreview(megabatch, versions, tuple(cycle.number for cycle in tx.ledger.open_cycles(model)))
 
 
 def preview_rollback(store: Store, name: str, number: int) -> RollbackPreview:

@@ -216,12 +216,14 @@ class Overviews:
         rows = self._connection.execute(wanted.order_by(audit_entries.c.seq.desc()).limit(limit))
         return [_entry(row) for row in rows]
 
-    def newest_megabatches(self, model: Model, limit: int) -> list[Megabatch]:
-        """The newest megabatches, newest first."""
+    def newest_megabatches(self, model: Model, limit: int, before: int | None = None) -> list[Megabatch]:
+        """The newest megabatches, newest first; with ``before`` those of lower numbers."""
         wanted = sa.select(megabatches, models.c.name.label("model")).join(
             models, models.c.id == megabatches.c.model_id
         )
         wanted = wanted.where(models.c.id == model.id).order_by(megabatches.c.number.desc()).limit(limit)
+        if before is not None:
+            wanted = wanted.where(megabatches.c.number < before)
         return [megabatch_of(row) for row in self._connection.execute(wanted)]
 
     # -- inside --------------------------------------------------------------------------------------------------------

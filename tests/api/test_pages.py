@@ -63,7 +63,7 @@ def spoken() -> set[str]:
     found |= set(re.findall(r"""\("(first\.\w+)", """, whole)) | set(re.findall(r'refusal="([\w.]+)"', whole))
     built = {
         "action": ("withhold", "retry", "hold", "restore"),
-        "done": ("paused", "resumed"),
+        "done": ("paused", "resumed", "pinned", "unpinned"),
         "done.decided": ("open", "carried-out", "rejected"),
         "drift": ("inputs", "labels", "accuracy"),
         "entry.part": ("inputs", "parameters", "outputs", "code"),
@@ -80,7 +80,7 @@ def spoken() -> set[str]:
         "scope": tuple(Scope),
         "series": ("validation", "arrival", "evaluation", "gap", "density", "bytes", "target", "megabatch"),
         "sign": ("promoted", "withheld", "back", "kept", "champion", "published"),
-        "status": ("quarantined", "erased"),
+        "status": ("accepted", "quarantined", "erased"),
     }
     return found | {f"{group}.{name}" for group, names in built.items() for name in names}
 
@@ -203,6 +203,7 @@ def test_pages_run_and_load_what_is_ours_alone(grown: House) -> None:
         "/models/gas",
         "/models/gas/versions/2",
         "/models/gas/recipe",
+        "/models/gas/megabatches",
         "/models/gas/rollback",
         "/sign-in?next=/models/gas",
         "/audit",

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
+from app.api.routes import megabatch_pages
 from app.config import Settings
 from app.service.opening import open_store
 from app.store.migrate import migrate
+from espalier.formats import megabatch
 from tests.api.conftest import WORKER
 from tests.api.test_polling import serving
 from tests.lineages import Lineage
@@ -34,6 +37,7 @@ PAGES = {
     "first": "/models/empty",
     "version": "/models/gas/versions/4",
     "recipe": "/models/gas/recipe",
+    "megabatches": "/models/gas/megabatches",
     "rollback": "/models/gas/rollback",
     "audit": "/audit",
     "entry": "/audit/3",
@@ -182,6 +186,41 @@ def test_a_rollback_by_keyboard_alone(visit: Visit) -> None:
     page.keyboard.press("Enter")
     expect(page.get_by_role("dialog")).to_contain_text("Champion v2 → v3.")
     assert visit.serious() == []
+
+
+@pytest.mark.slow
+def test_a_file_is_sent_in_parts_and_goes_on_after_a_break(
+    visit: Visit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(megabatch_pages, "PART_BYTES", 1000)
+    x = np.random.default_rng(5).normal(size=(30, 32)).astype(np.float32)
+    data = megabatch.encode(x, np.arange(30, dtype=np.int64) % 3)
+    (tmp_path / "good.npz").write_bytes(data)
+    sent: list[tuple[str, str | None]] = []
+
+    def pass_on(route: Route) -> None:
+        sent.append((route.request.method, route.request.headers.get("upload-offset")))
+        broken = sent[-1] == ("PATCH", "1000") and sent.count(sent[-1]) == 1
+        route.abort("connectionreset") if broken else route.continue_()
+
+    page = visit.page
+    page.route("**/v1/uploads/*", pass_on)
+    visit.to(PAGES["megabatches"])
+    page.locator("#upload input").set_input_files(tmp_path / "good.npz")
+    expect(page.locator("#upload li")).to_contain_text("Accepted as megabatch 5", timeout=60_000)
+    assert sent[:4] == [("PATCH", "0"), ("PATCH", "1000"), ("HEAD", None), ("PATCH", "1000")]
+    expect(page.locator("#megabatches tbody tr")).to_have_count(5)
+    page.evaluate(
+        """() => {
+            const held = new DataTransfer();
+            held.items.add(new File(["no megabatch at all"], "bad.npz"));
+            document.body.dispatchEvent(new DragEvent("drop", {dataTransfer: held, bubbles: true, cancelable: true}));
+        }"""
+    )
+    expect(page.locator("#upload li").first).to_contain_text("Refused: ", timeout=60_000)
+    expect(page.locator("#megabatches tbody tr")).to_have_count(5)
+    assert visit.serious() == []
+    visit.wrong[:] = [each for each in visit.wrong if "ERR_CONNECTION_RESET" not in each]
 
 
 def test_what_happens_elsewhere_is_seen(visit: Visit, site: Site) -> None:

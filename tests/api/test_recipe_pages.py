@@ -54,6 +54,7 @@ def test_a_revision_is_put_in_force_with_a_reason(grown: House) -> None:
     done = grown.http.post(PATH, data=asked, headers=FORM)
     assert "Revision 2 is in force: 1 choice differs." in text_of(done)
     assert done.headers["HX-Trigger"] == "espalier-changed"
+    assert "Revision 2 of the recipe is in force “10 % costs too much”" in text_of(grown.http.get("/models/gas"))
     page = text_of(grown.http.get(PATH))
     assert "Revision 1 → 2" in page and "/schedule/stages 8 → 4" in page
     assert "/schedule/stages 4 → 8" in text_of(grown.http.get(f"{PATH}?before=2&after=1"))

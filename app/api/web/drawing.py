@@ -47,6 +47,27 @@ def spark(values: Sequence[float | None], *, width: int = 96, height: int = 24, 
 
 
 @dataclass(frozen=True, slots=True)
+class Columns:
+    """Counts side by side, as high as they are: left edge, top, width and height of each."""
+
+    boxes: Sequence[tuple[float, float, float, float]]
+    width: int
+    height: int
+
+
+def columns(counts: Sequence[int], *, width: int = 96, height: int = 24) -> Columns:
+    """Columns for counts, the greatest of them as high as the box. One that is not 0 is seen, however small it is."""
+    each, most = width / max(1, len(counts)), max(counts, default=0) or 1
+    highs = [max(1.0, height * count / most) if count else 0.0 for count in counts]
+    gap = 1.0 if each > 3 else 0.0
+    boxes = [
+        (round(place * each, 2), round(height - high, 1), round(each - gap, 2), round(high, 1))
+        for place, high in enumerate(highs)
+    ]
+    return Columns(boxes, width, height)
+
+
+@dataclass(frozen=True, slots=True)
 class Stairs:
     """Values that hold until the next one, on a log scale, and a level to compare them with."""
 

@@ -440,10 +440,17 @@ def _classes(view: ModelView) -> list[ByClass]:
 
 def _past(view: ModelView, t: Speech) -> list[Past]:
     now = view.champion.report.get("megabatches", {}) if view.champion else {}
-    return [_past_of(megabatch, now.get(str(megabatch.number)), t) for megabatch in view.megabatches]
+    return [past_of(megabatch, now.get(str(megabatch.number)), t) for megabatch in view.megabatches]
 
 
-def _past_of(megabatch: Megabatch, now: Mapping[str, Any] | None, t: Speech) -> Past:
+def past_of(megabatch: Megabatch, now: Mapping[str, Any] | None, t: Speech) -> Past:
+    """A megabatch in words.
+
+    Args:
+        megabatch: whose figures are told.
+        now: what the champion's report says of it.
+        t: the language.
+    """
     seen, status = megabatch.prequential, megabatch.status
     watched = {name: shift for name, shift in ((seen.drift if seen else None) or {}).items() if shift}
     alarms = [t(f"drift.{name}") for name, shift in watched.items() if shift["alarm"]]

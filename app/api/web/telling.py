@@ -34,6 +34,9 @@ _SIGNS: Mapping[str, tuple[str, str]] = {
     "megabatch.accepted": ("megabatch", "mute"),
     "megabatch.quarantined": ("warning", "warn"),
     "megabatch.rejected": ("warning", "warn"),
+    "megabatch.released": ("megabatch", "good"),
+    "megabatch.erased": ("warning", "warn"),
+    "samples.erased": ("warning", "warn"),
     "model.paused": ("held", "warn"),
     "model.resumed": ("running", "good"),
     "promotion.proposed": ("proposal", "blue"),
@@ -41,6 +44,14 @@ _SIGNS: Mapping[str, tuple[str, str]] = {
     "promotion.rejected": ("proposal", "bad"),
 }
 
+
+_OF_MEGABATCHES = frozenset(
+    {
+        *("megabatch.erased", "megabatch.pinned", "megabatch.quarantined", "megabatch.released"),
+        *("megabatch.unpinned", "samples.erased"),
+    }
+)
+"""Kinds whose sentence names a megabatch."""
 
 _STEPS = frozenset({"mask.pruned"})
 """Kinds of which many come in a row; they are told as one."""
@@ -104,8 +115,10 @@ def _sentence(kind: str, parameters: Mapping[str, Any], t: Speech) -> str:
             return t("event.accepted", number=number, examples=t.number(examples))
         case (("cycle.failed" | "cycle.started" | "cycle.superseded" | "cycle.requested"), {"cycle": number}):
             return t(f"event.{kind}", number=number)
-        case (("megabatch.quarantined" | "megabatch.pinned" | "megabatch.unpinned"), {"megabatch": number}):
+        case (each, {"megabatch": number}) if each in _OF_MEGABATCHES:
             return t(f"event.{kind}", number=number)
+        case ("recipe.revised", {"recipe_revision": number}):
+            return t("event.recipe.revised", number=number)
         case (("promotion.proposed" | "promotion.approved" | "promotion.rejected"), {"version": version}):
             return t(f"event.{kind}", version=version)
     return t(f"event.{kind}") if t.knows(f"event.{kind}") else kind
