@@ -14,6 +14,7 @@ A folder holds any number of snapshots, and every blob once:
 
 Laws:
     * A snapshot is one state of the database. Rows are copied before bytes, since bytes are there before rows.
+    * A cycle that runs is copied as one that has not begun: its worker's snapshots come and go while it is copied.
     * What is in the folder already is not copied again; nothing of it is changed.
     * Restoring fills what is empty, or changes nothing: bytes first, rows last, every byte checked.
 """
@@ -109,7 +110,7 @@ def _attempt(store: Store, settings: Settings, folder: Path, progress: Progress,
         work = Path(name)
         with snapshot(settings.resolved_database_url, work) as connection:
             seen = Transaction(connection, Actor("backup"), store.clock())
-            digests = sorted(seen.ledger.named_blobs())
+            digests = sorted(seen.ledger.named_blobs(snapshots=False))
             head = seen.audit.head()
             _write_lines(work / "database.jsonl.zst", lines(connection))
         (work / "snapshot.db").unlink(missing_ok=True)

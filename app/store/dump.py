@@ -29,12 +29,17 @@ import sqlalchemy as sa
 
 from app.errors import Conflict, Fault
 from app.store.migrate import migrate
-from app.store.tables import UtcDateTime, log_head, metadata, sessions, uploads, workers
+from app.store.tables import UtcDateTime, leases, log_head, metadata, sessions, uploads, workers
 
 FORMAT = "espalier-database-1"
 
 LEFT_OUT = frozenset({sessions.name, uploads.name, workers.name})
 """What belongs to processes that run now: sign-ins, bytes that are still on their way, heartbeats."""
+
+EMPTIED = frozenset({leases.c.snapshot})
+"""Columns that are null in a copy: a cycle that ran then begins again where it is restored. Its snapshot is the
+worker's, which takes it away while it is copied.
+"""
 
 _ROWS = 500
 _alembic_version = sa.table("alembic_version", sa.column("version_num", sa.String))
@@ -82,7 +87,8 @@ def lines(connection: sa.Connection) -> Iterator[str]:
 
 
 def _rows(connection: sa.Connection, table: sa.Table) -> Iterator[sa.Row[Any]]:
-    ordered = sa.select(table).order_by(*table.primary_key.columns)
+    columns = (sa.null().label(column.name) if column in EMPTIED else column for column in table.columns)
+    ordered = sa.select(*columns).order_by(*table.primary_key.columns)
     yield from connection.execution_options(yield_per=_ROWS).execute(ordered)
 
 

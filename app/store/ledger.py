@@ -397,9 +397,10 @@ class Ledger(Lineages):
                 named.update(self._connection.execute(_naming(column).where(column.in_(chunk))).scalars())
         return named
 
-    def named_blobs(self) -> set[Digest]:
-        """Every blob that any row names."""
-        return {digest for column in _NAMING for digest in self._connection.execute(_naming(column)).scalars()}
+    def named_blobs(self, *, snapshots: bool = True) -> set[Digest]:
+        """Every blob that any row names; without those of cycles under way, if so wanted."""
+        columns = [column for column in _NAMING if snapshots or column is not leases.c.snapshot]
+        return {digest for column in columns for digest in self._connection.execute(_naming(column)).scalars()}
 
     def blobs_of(self, model: Model) -> Iterator[tuple[str, Digest]]:
         """Every blob that a model's rows name, with the row that does, in words."""

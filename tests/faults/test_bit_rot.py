@@ -415,7 +415,6 @@ def cut(path: Path) -> None:
 DAMAGE: dict[str, Callable[[Path], None]] = {"flipped": flip, "cut": cut, "deleted": Path.unlink}
 
 
-@pytest.mark.sample
 @pytest.mark.parametrize("how", DAMAGE)
 def test_every_blob(house: House, how: str, tally: Any) -> None:
     """Whatever row names it: arrays, checkpoint, state, samples, answers."""

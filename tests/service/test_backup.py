@@ -17,7 +17,7 @@ from app.service.backup import Snapshot
 from app.store.blobs import Blobs
 from app.store.database import Store
 from app.store.migrate import downgrade, migrate
-from tests.builders import ACTOR, make_evaluation, make_megabatch, make_model, make_version
+from tests.builders import ACTOR, claim, make_cycle, make_evaluation, make_megabatch, make_model, make_version
 from tests.service.conftest import House
 
 
@@ -238,3 +238,21 @@ def test_while_the_service_works(house: House, tmp_path: Path) -> None:
         assert backup.restore(store, there, one, progress=silent) == []
         assert release.get_alias(store, "gas", CHAMPION).version >= 1
         store.dispose()
+
+
+def test_a_cycle_under_way_is_copied_without_its_snapshot(grown: Store, settings: Settings, tmp_path: Path) -> None:
+    """Its worker takes that away at any moment: no copy may need it."""
+    make_cycle(grown, _model(grown))
+    claimed = claim(grown)
+    assert claimed is not None
+    with grown.transaction(ACTOR) as tx:
+        claimed = tx.ledger.attach_snapshot(claimed, grown.blobs.put(b"half way"))
+    assert claimed.snapshot is not None
+    grown.blobs.discard(claimed.snapshot)
+    taken = back_up(grown, settings, tmp_path / "backup")
+    assert taken.missing == () and claimed.snapshot not in taken.blobs
+    store, there = target_of(tmp_path)
+    assert backup.restore(store, there, taken, progress=silent) == []
+    with store.reading() as tx:
+        assert tx.ledger.snapshots(_model(store)) == []
+    store.dispose()
