@@ -36,6 +36,7 @@ from app.api.routes import (
     evaluation,
     events,
     health,
+    hooking,
     keying,
     keys,
     megabatch_pages,
@@ -95,7 +96,7 @@ def create_app(settings: Settings) -> FastAPI:
     nouns = (
         *(models, recipes, megabatches, erasures, uploads, evaluation, cycles, versions, promotion, aliases, audit),
         *(events, custody, decisions, keys, webhooks, sessions, health, pages, recipe_pages, megabatch_pages),
-        *(moves, visits, auditing, keying),
+        *(moves, visits, auditing, keying, hooking),
     )
     routers = [noun.router for noun in nouns]
     routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]

@@ -7,11 +7,12 @@ import html
 import json
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from httpx import Response
 
-from app.api.routes import pages
+from app.api.routes import hooking, pages
 from app.api.web.assets import ASSETS, STATIC
 from app.api.web.drawing import spark, tree
 from app.api.web.estimates import Estimate
@@ -19,7 +20,7 @@ from app.api.web.forms import local_path
 from app.api.web.rendering import NAVIGATION, POLICY, TEMPLATES
 from app.api.web.speech import CATALOGUE, LANGUAGES, Speech, preferred
 from app.api.web.version_page import _PLAIN, _POINTS, _SECONDS, _SHARES
-from app.domain import Phase, Scope
+from app.domain import DeliveryState, Phase, Scope
 from app.service import access, overview
 from app.service.keyring import LOCAL
 from tests.api.conftest import WORKER, House, TestClient, problem
@@ -69,6 +70,7 @@ def spoken() -> set[str]:
         "entry.part": ("inputs", "parameters", "outputs", "code"),
         "event": tuple(key.removeprefix("event.") for key in CATALOGUE["en"] if key.startswith("event.")),
         "failure.title": tuple(key[14:] for key in CATALOGUE["en"] if key.startswith("failure.title.")),
+        "deliveries.state": tuple(DeliveryState),
         "health": tuple(overview.Health),
         "keys.state": ("valid", "expired", "revoked"),
         "language": LANGUAGES,
@@ -82,6 +84,9 @@ def spoken() -> set[str]:
         "sign": ("promoted", "withheld", "back", "kept", "champion", "published"),
         "status": ("accepted", "quarantined", "erased"),
     }
+    moves = get_args(hooking.Move)
+    built["webhook.ask"] = tuple(f"{move}{part}" for move in moves for part in ("", ".what", ".do"))
+    built["webhook.done"] = ("made", "rotated", "redeliver", *(move for move in moves if move != "rotate"))
     return found | {f"{group}.{name}" for group, names in built.items() for name in names}
 
 
@@ -210,6 +215,8 @@ def test_pages_run_and_load_what_is_ours_alone(grown: House) -> None:
         "/audit/2",
         "/keys",
         "/keys/new",
+        "/webhooks",
+        "/webhooks/new",
     ):
         answer = grown.http.get(path, headers=BROWSER)
         assert answer.status_code == 200, path

@@ -43,6 +43,7 @@ PAGES = {
     "entry": "/audit/3",
     "keys": "/keys",
     "key": "/keys/new",
+    "webhooks": "/webhooks",
     "nothing": "/models/nowhere",
 }
 WIDTHS, THEMES, LANGUAGES = (360, 768, 1440), ("light", "dark"), ("en", "ja")

@@ -71,6 +71,7 @@ NAVIGATION = (
     Place("models", "/", Scope.READ),
     Place("audit", "/audit", Scope.AUDIT),
     Place("keys", "/keys", Scope.ADMIN),
+    Place("webhooks", "/webhooks", Scope.ADMIN),
 )
 """Pages that every page links to; only those are shown that the caller may see."""
 
