@@ -29,13 +29,13 @@ from app.domain import (
 )
 from app.errors import (
     AliasMoved,
-    Fault,
     InvalidName,
     LeaseLost,
     ModelExists,
     UnknownAlias,
     UnknownCycle,
     UnknownModel,
+    UnknownRevision,
     UnknownVersion,
 )
 from app.store import ledger, releases
@@ -124,9 +124,9 @@ def test_input_state_and_generation_change(store):
         tx.audit.append("model.resumed", model="gas")
 
 
-def test_an_unknown_recipe_revision_is_a_fault(store):
+def test_an_unknown_recipe_revision_is_named(store):
     make_model(store)
-    with store.reading() as tx, pytest.raises(Fault):
+    with store.reading() as tx, pytest.raises(UnknownRevision, match="no recipe revision 2"):
         tx.ledger.recipe("gas", 2)
 
 
