@@ -382,8 +382,10 @@ def test_with_a_key_any_name_will_do(locked_house: House) -> None:
 # -- headers -----------------------------------------------------------------------------------------------------------
 
 
-def hardened(answer: httpx.Response) -> None:
-    assert {name: answer.headers.get(name) for name in SECURITY} == SECURITY
+def hardened(answer: httpx.Response, *, page: bool = False) -> None:
+    """A page lets the browser say to its own forms where they come from; nothing else says it to anybody."""
+    wanted = SECURITY | ({"Referrer-Policy": "same-origin"} if page else {})
+    assert {name: answer.headers.get(name) for name in SECURITY} == wanted
     policy = answer.headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy
     assert answer.headers["Cache-Control"]
@@ -401,7 +403,7 @@ def test_every_answer_is_hardened(house: House) -> None:
     ):
         for method in ("GET", "HEAD", "PATCH"):
             answer = house.http.request(method, path)
-            hardened(answer)
+            hardened(answer, page=path == "/" and answer.is_success)
             assert "Strict-Transport-Security" not in answer.headers
     secure = house.http.get("/nowhere", headers={"X-Forwarded-Proto": "https"})
     assert secure.headers["Strict-Transport-Security"].startswith("max-age=")
