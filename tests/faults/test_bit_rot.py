@@ -32,6 +32,7 @@ from tests.api.conftest import House, opened, problem
 from tests.builders import make_evaluation, make_model
 from tests.conftest import DATABASES, postgresql_database
 from tests.custody import FRESH, OLD, make_recorded
+from tests.service.conftest import House as Trainer
 
 pytestmark = pytest.mark.timeout(600)
 ACTOR = Actor("tester")
@@ -456,3 +457,25 @@ def test_damaged_bytes_are_never_served(house: House, how: str, form: str, tally
 def _dense_of(store: Store) -> Digest:
     with store.reading() as tx:
         return tx.ledger.version("gas", 1).dense
+
+
+@pytest.mark.parametrize("part", ["x", "y", "ids", "checkpoint", "state"])
+def test_damaged_bytes_are_never_trained_on(store: Store, tmp_path: Path, part: str, tally: Any) -> None:
+    """The cycle fails and waits; once the bytes are back, it is made as if nothing had happened."""
+    trainer = Trainer(store, Settings(data_dir=tmp_path / "data", retry_seconds=0.0))
+    trainer.create()
+    trainer.grow(1)
+    new = trainer.upload(seed=2).megabatch
+    of = trainer.champion() if part in ("checkpoint", "state") else new
+    path = store.blobs.path(getattr(of, part))
+    whole = path.read_bytes()
+    path.chmod(0o644)
+    flip(path)
+    ended = trainer.cycle()
+    assert ended is not None and ended.version is None and "CorruptBlob" in str(ended.reason), ended
+    assert "blob" in {finding.kind for finding in history.examine(store)}
+    path.write_bytes(whole)
+    ended = trainer.cycle()
+    assert ended is not None and ended.version == 2, ended
+    assert history.examine(store) == []
+    tally.add(injected=1)
