@@ -215,6 +215,7 @@ def _forget(folder: Path, keep: int) -> None:
 # -- in ----------------------------------------------------------------------------------------------------------------
 
 
+@disk_errors()
 def restore(store: Store, settings: Settings, taken: Snapshot, *, progress: Progress) -> list[Finding]:
     """Fill an empty deployment from a snapshot, and judge it.
 
@@ -304,6 +305,7 @@ def newest(folder: Path) -> Snapshot:
     return found[-1]
 
 
+@disk_errors()
 def opened(path: Path) -> Snapshot:
     """A snapshot, once its own files are what its manifest says.
 
@@ -344,6 +346,7 @@ def _own_digest(document: dict[str, Any]) -> Digest:
     return sha256_digest(canonical_json(document))
 
 
+@disk_errors()
 def check(taken: Snapshot, *, progress: Progress) -> list[str]:
     """Hash every blob of a snapshot where it lies. Returns what is wrong, in words."""
     folder, faults = taken.path.parent.parent / "blobs", list(taken.missing)

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from app.domain import Digest, EvaluationSet, Megabatch, MegabatchStatus, Model
 from app.errors import CorruptBlob
 from app.service.overlap import ids_of, overlap
-from app.store.blobs import Blobs
+from app.store.blobs import Blobs, disk_errors
 from app.store.database import Store, Transaction
 from app.store.erasures import Left
 from espalier.errors import CustodyMismatch
@@ -165,6 +165,7 @@ class Found:
         )
 
 
+@disk_errors()
 def looked(store: Store, name: str, numbers: Sequence[int], samples: Sequence[int]) -> Found:
     """Find what is to go: whole megabatches by number, single examples by id, wherever they are.
 
@@ -203,6 +204,7 @@ def looked(store: Store, name: str, numbers: Sequence[int], samples: Sequence[in
     return _with_answers(store, found, wanted) if found.any else found
 
 
+@disk_errors()
 def carried_out(blobs: Blobs, found: Found) -> Found:
     """The same, with what is left kept as blobs.
 

@@ -33,6 +33,7 @@ from app.service.guardrail_actions import scale_of
 from app.service.inputs import Asked, Chosen, Fed, Inputs, Origin, Role
 from app.service.state import State, present_rows, spread, state_of
 from app.store.array_files import Column, side_by_side
+from app.store.blobs import disk_errors
 from app.store.database import Store, Transaction
 from espalier.formats import checkpoint
 from espalier.formats.writer import ZSTD
@@ -63,6 +64,7 @@ class Work:
         return bool(self.given.history.holds)
 
 
+@disk_errors()
 def gather(store: Store, settings: Settings, claim: Claim, device: torch.device) -> Work | None:
     """The cycle's pinned inputs: recipe, parent, evaluation set, megabatches up to the pinned last one.
 

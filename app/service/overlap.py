@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from app.domain import Digest
-from app.store.blobs import Blobs
+from app.store.blobs import Blobs, disk_errors
 
 _ROWS = 1 << 20
 
 
+@disk_errors()
 def overlap(blobs: Blobs, ids: Digest, evaluation: npt.NDArray[np.uint64]) -> int:
     """How many rows of a megabatch have an id of the evaluation set.
 
@@ -36,6 +37,7 @@ def overlap(blobs: Blobs, ids: Digest, evaluation: npt.NDArray[np.uint64]) -> in
     return found
 
 
+@disk_errors()
 def ids_of(blobs: Blobs, ids: Digest) -> npt.NDArray[np.uint64]:
     """The distinct example ids of an evaluation set, sorted: (n,) uint64."""
     found: npt.NDArray[np.uint64] = np.unique(np.load(blobs.verified(ids), allow_pickle=False))

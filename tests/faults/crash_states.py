@@ -30,6 +30,7 @@ CALLS = (
     "openat,creat,lseek,write,pwrite64,ftruncate,truncate,fsync,fdatasync,rename,renameat,renameat2,unlink,unlinkat,"
     "mkdir,mkdirat,rmdir"
 )
+AGE = 1_000_000_000.0
 SUBSETS = 4
 """Of at most so many operations that are not on the disk, every combination is tried; of more, some."""
 
@@ -394,7 +395,7 @@ def tree_of(folder: Path) -> dict[str, bytes | None]:
 
 
 class Ground:
-    """A folder that becomes one state after another."""
+    """A folder that becomes one state after another. Everything in it is old enough to be swept."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -408,5 +409,6 @@ class Ground:
                 path.mkdir()
             else:
                 path.write_bytes(data)
+                os.utime(path, (AGE, AGE))
                 if name.startswith("keys/"):
                     path.chmod(0o600)

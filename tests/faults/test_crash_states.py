@@ -26,6 +26,7 @@ from tests.faults.steps import (
     STEPS,
     Place,
     Site,
+    Step,
     cycle,
     differences,
     entries,
@@ -56,6 +57,8 @@ class Scenario:
 
     name: str
     act: Callable[[Place, Ack], Any]
+    again: Step | None = None
+    """What does it all again, to the same end."""
     fresh: bool = False
     """Whether it begins on an empty deployment, migrated and never opened."""
 
@@ -72,7 +75,7 @@ def plain(name: str) -> Scenario:
         STEPS[name].act(place)
         ack()
 
-    return Scenario(name, act)
+    return Scenario(name, act, STEPS[name])
 
 
 def in_parts(place: Place, ack: Ack) -> None:
@@ -123,7 +126,7 @@ def busy_day(place: Place, ack: Ack) -> None:
 SCENARIOS = [
     Scenario("first day", first_day, fresh=True),
     plain("upload"),
-    Scenario("part", in_parts),
+    Scenario("part", in_parts, STEPS["part"]),
     plain("cycle"),
     plain("rollback"),
     plain("promote"),
@@ -149,8 +152,7 @@ class Enumeration:
         with self.site.opened() as place:
             assert problems(place) == []
             self.expected = entries(place)
-            step = STEPS.get(scenario.name)
-            self.picture = picture(place, step.extra) if step else None
+            self.picture = picture(place, scenario.again.extra) if scenario.again else {}
 
     def _record(self, mark: Callable[[Any], None]) -> None:
         with self.site.opened() as place:
@@ -178,8 +180,8 @@ class Enumeration:
         assert there <= known, f"{where}: {there - known}"
         if place.settings.log_keys.exists():
             assert place.notary.checkpoint(), where
-        if again and self.picture is not None:
-            self._again(place, tally, where)
+        if again and self.scenario.again is not None:
+            self._again(self.scenario.again, place, tally, where)
 
     def _open(self, place: Place, state: State) -> None:
         """As a process does that starts: nothing is remembered."""
@@ -211,13 +213,11 @@ class Enumeration:
         data = place.store.partials.path(found.id).read_bytes()
         return found.offset >= offset and data[:offset] == place.part()[:offset]
 
-    def _again(self, place: Place, tally: Any, where: str) -> None:
-        step = STEPS[self.scenario.name]
+    def _again(self, step: Step, place: Place, tally: Any, where: str) -> None:
         reclaimed(place)
         step.act(place)
         assert problems(place) == [], where
         extra = {*step.extra, "log.key-created", "cycle.reclaimed"}
-        assert self.picture is not None
         expected = {**self.picture, "log": [one for one in self.picture["log"] if dict(one)["kind"] not in extra]}
         wrong = differences(picture(place, extra), expected)
         tally.add(**wrong)
