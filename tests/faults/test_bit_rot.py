@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from app.config import Settings
 from app.domain import Actor, DecisionDraft, Digest, Scope
 from app.errors import LogBehind
-from app.service import decisions, history, megabatches, promotion
+from app.service import decisions, history, megabatches, promotion, webhooks
 from app.service.access import Wanted, create_key, revoke_key
 from app.service.keyring import LOCAL
 from app.service.notary import Notary
@@ -125,6 +125,9 @@ def furnish(house: House) -> None:
         wanted = Wanted(name, frozenset({Scope.READ}), models, 60, now(store) + timedelta(days=1))
         create_key(store, wanted, caller=LOCAL, actor=ACTOR)
     revoke_key(store, "line-4", reason="lost", actor=ACTOR)
+    for name in ("line-3", "line-4"):
+        hook = webhooks.Wanted(f"https://{name}.example.org/hook", name, frozenset({"alias.moved"}), frozenset({"gas"}))
+        webhooks.create_webhook(store, house.settings, hook, actor=ACTOR)
     Notary(store, house.settings).checkpoint()
 
 
