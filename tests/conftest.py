@@ -21,7 +21,7 @@ from app.store.database import Store
 from app.store.migrate import migrate
 from tests.s3 import S3
 
-KEPT = {"ESPALIER_TEST_DATABASE_URL"}
+KEPT = {"ESPALIER_TEST_DATABASE_URL", "ESPALIER_FAULTS_JSON"}
 
 # Before anything imports torch or starts a process: both read these once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
