@@ -26,7 +26,8 @@ import torch
 from app.config import Settings
 from app.domain import Scope, UploadState
 from app.errors import UnknownKey
-from app.service import access, backup, erasure, history, megabatches, outcomes, promotion, release, uploads
+from app.intake.arrays import Limits
+from app.service import access, backup, erasure, history, ingest, megabatches, outcomes, promotion, release, uploads
 from app.service.keyring import LOCAL
 from app.service.notary import Notary
 from app.service.removal import sweep_erased
@@ -39,7 +40,7 @@ from espalier.formats import megabatch
 from espalier.formats.note import opened
 from tests.conftest import SERVER, postgresql_database
 from tests.scenarios.deployment import clusters
-from tests.service.conftest import ACTOR, LIMITS, House
+from tests.service.conftest import ACTOR, House
 
 RECIPE: dict[str, Any] = {
     "seed": 3,
@@ -47,6 +48,8 @@ RECIPE: dict[str, Any] = {
     "training": {"epochs": 2, "minibatch": 16, "learning_rate": 0.05, "least_steps": 0},
     "guardrails": [],
 }
+LIMITS = Limits(max_bytes=2**26, seconds=120.0, memory_bytes=2**31)
+"""Decoding takes a moment; but the suite runs on machines that do much else."""
 OLD = 2 * 24 * 3600.0
 DIALECTS = ["sqlite", "postgresql"] if SERVER else ["sqlite"]
 
@@ -57,6 +60,11 @@ class Place(House):
     def __init__(self, store: Store, settings: Settings) -> None:
         super().__init__(store, settings)
         self.notary = Notary(store, settings)
+
+    def upload_bytes(self, data: bytes, name: str = "gas") -> ingest.Accepted:
+        with self.store.blobs.receiver(LIMITS.max_bytes) as receiver:
+            receiver.write(data)
+            return ingest.accept_megabatch(self.store, name, receiver.finish(), limits=LIMITS, actor=ACTOR)
 
     def part(self) -> bytes:
         """The body of the upload that was begun."""
@@ -265,7 +273,7 @@ def back_up(place: Place) -> Any:
     taken = backup.back_up(place.store, place.settings, folder, progress=lambda _done, _of: None)
     assert backup.check(taken, progress=lambda _done, _of: None) == []
     assert all(backup.check(one, progress=lambda _done, _of: None) == [] for one in backup.snapshots_in(folder))
-    shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
     return taken.head.size
 
 

@@ -245,16 +245,11 @@ def unkilled(tmp_path_factory: pytest.TempPathFactory) -> Any:
         return outcome(client)
 
 
-@pytest.mark.parametrize("nth", [1, 2])
 @pytest.mark.parametrize("point", WORKER)
-def test_a_worker_killed_at_a_point(
-    on_each_database: Deployment, point: str, nth: int, unkilled: Any, tally: Any
-) -> None:
-    deployment, once = on_each_database, {"cycle.claimed", "cycle.learnt", "cycle.blobs", "cycle.published"}
-    if nth > 1 and point in once:
-        return
+def test_a_worker_killed_at_a_point(on_each_database: Deployment, point: str, unkilled: Any, tally: Any) -> None:
+    deployment = on_each_database
     client, cycle = begin(deployment)
-    worker = deployment.work(crash_at=f"{point}:{nth}", **EAGER)
+    worker = deployment.work(crash_at=point, **EAGER)
     assert worker.ended(90) == -signal.SIGKILL, worker.text
     tally.add(injected=1, kills=1)
     deployment.work(**EAGER)
@@ -323,15 +318,14 @@ def megabatches_of(client: Client) -> Any:
     return sorted(m.digest for m in client.megabatches("gas")), sorted(accepted)
 
 
-@pytest.mark.parametrize("nth", [1, 2])
 @pytest.mark.parametrize("point", SERVICE)
-def test_a_service_killed_at_a_point(on_each_database: Deployment, point: str, nth: int, tally: Any) -> None:
+def test_a_service_killed_at_a_point(on_each_database: Deployment, point: str, tally: Any) -> None:
     deployment, errands = on_each_database, Errands()
     first = deployment.serve("--no-worker")
     deployment.client(first).create_model("gas", RECIPE)
     first.send(signal.SIGKILL)
     first.ended()
-    doomed = deployment.serve("--no-worker", crash_at=f"{point}:{nth}")
+    doomed = deployment.serve("--no-worker", crash_at=point)
     with suppress(httpx.TransportError, AssertionError):
         errands.run(doomed.url())
         errands.run(doomed.url())  # some points are passed twice only when the log has grown
