@@ -62,9 +62,7 @@ def furnished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     folder = tmp_path_factory.mktemp("rot")
     with ExitStack() as stack:
         url = "" if request.param == "sqlite" else stack.enter_context(postgresql_database())
-        made = Settings(
-            data_dir=folder / "data", database_url=url, api_key=KEY, webhook_private_addresses="127.0.0.0/8"
-        )
+        made = Settings(data_dir=folder / "data", database_url=url, api_key=KEY)
         made.data_dir.mkdir()
         migrate(made.resolved_database_url)
         house = stack.enter_context(opened(made))
@@ -122,11 +120,6 @@ def furnish(house: House) -> None:
     Notary(store, house.settings).checkpoint()
     for content in ("first", "second"):
         make_evaluation(store, wood, content)
-    for path in ("one", "two"):
-        hook = webhooks.Wanted(
-            f"http://127.0.0.1:9/{path}", kinds=frozenset({"alias.moved"}), models=frozenset({"gas"})
-        )
-        webhooks.create_webhook(store, house.settings, hook, actor=ACTOR)
     for name in ("line-3", "line-4"):
         models = frozenset({"gas"}) if name == "line-3" else None
         wanted = Wanted(name, frozenset({Scope.READ}), models, 60, now(store) + timedelta(days=1))
