@@ -54,6 +54,11 @@ OLD = 2 * 24 * 3600.0
 DIALECTS = ["sqlite", "postgresql"] if SERVER else ["sqlite"]
 
 
+def beside(folder: Path) -> Path:
+    """Where a deployment in this folder is backed up to."""
+    return folder.with_name(f"{folder.name}-backup")
+
+
 class Place(House):
     """A deployment, opened as a process would open it."""
 
@@ -133,6 +138,7 @@ class Site:
                     yield replace(self, folder=folder, database=url)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(beside(folder), ignore_errors=True)
 
 
 @contextmanager
@@ -269,11 +275,10 @@ def download(place: Place) -> Any:
 
 
 def back_up(place: Place) -> Any:
-    folder = place.settings.data_dir.parent / f"{place.settings.data_dir.name}-backup"
+    folder = beside(place.settings.data_dir)
     taken = backup.back_up(place.store, place.settings, folder, progress=lambda _done, _of: None)
     assert backup.check(taken, progress=lambda _done, _of: None) == []
     assert all(backup.check(one, progress=lambda _done, _of: None) == [] for one in backup.snapshots_in(folder))
-    shutil.rmtree(folder, ignore_errors=True)
     return taken.head.size
 
 
