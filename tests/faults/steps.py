@@ -265,6 +265,15 @@ def sign(place: Place) -> Any:
         assert tx.audit.checkpoints((0, 0), 10)
 
 
+def rotate(place: Place) -> Any:
+    """Another key signs first; both are in the log before they sign."""
+    place.notary.checkpoint()
+    if len(place.notary.verifier_keys()) == 1:
+        place.notary.rotate("a year is over", ACTOR)
+    opened(place.notary.checkpoint(), place.notary.verifier_keys())
+    return len(place.notary.verifier_keys())
+
+
 def download(place: Place) -> Any:
     told = []
     for form in ("sparse", "dense"):
@@ -313,6 +322,7 @@ STEPS = {
         Step("promote", promote),
         Step("key", make_key),
         Step("checkpoint", sign, whole=False, extra={"log.key-created"}),
+        Step("rotation", rotate, whole=False, extra={"log.key-created", "log.key-rotated"}),
         Step("download", download),
         Step("backup", back_up),
         Step("sweep", sweep, whole=False, extra={"data.swept"}),

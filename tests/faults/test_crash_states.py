@@ -132,6 +132,7 @@ SCENARIOS = [
     plain("promote"),
     plain("key"),
     Scenario("checkpoint", signing),
+    plain("rotation"),
     plain("sweep"),
     plain("erasure"),
     Scenario("busy day", busy_day),
