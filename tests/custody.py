@@ -44,9 +44,10 @@ def make_recorded(
     classes: tuple[str, ...] = ("cat", "dog", "owl"),
 ) -> Version:
     """Publish a version, and make it the champion; without samples or answers it is one of before they were written."""
-    make_cycle(store, model)
+    cycle = make_cycle(store, model)
     claimed = claim(store)
     assert claimed is not None
+    assert (claimed.model.name, claimed.cycle.number) == (model.name, cycle.number)
     draft = version_draft(store, f"{model.name} {claimed.next_version}")
     draft = replace(draft, manifest={**draft.manifest, "input": {"classes": list(classes)}})
     if samples is not None:

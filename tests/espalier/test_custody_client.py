@@ -17,9 +17,16 @@ from espalier.errors import ApiProblem, CustodyMismatch, EspalierClientError
 from espalier.formats.custody import Use
 from tests.builders import make_megabatch, make_model
 from tests.custody import FRESH, HELD_BACK, OLD, make_recorded
-from tests.espalier.conftest import Service
+from tests.espalier.conftest import Service, serving
 
 CAT, DOG = 0, 1
+
+
+@pytest.fixture(scope="module")
+def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service of this file's own: `recorded` claims the next cycle, which must be of its model."""
+    with serving(tmp_path_factory.mktemp("custody") / "data", "--no-worker") as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
