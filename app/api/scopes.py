@@ -30,6 +30,10 @@ Needs = Scope | Literal["any key"] | None
 OPEN: Final = None
 ANY_KEY: Final = "any key"
 
+EXAMPLES: Final = Scope.TRAIN
+"""What looking at single examples needs: values are shown to whoever decides what is trained on, not to everybody who
+may look at models, as each box that follows the champion does."""
+
 NEEDS = "espalier.needs"
 """Where the edge leaves what the route needs in an ASGI scope, for what is then answered from memory."""
 
@@ -56,6 +60,8 @@ SCOPES: Mapping[str, Needs] = {
     "ask_recipe": Scope.READ,
     "do_recipe": Scope.TRAIN,
     "megabatches_page": Scope.READ,
+    "megabatch_page": Scope.READ,  # with examples on it for whoever has EXAMPLES too
+    "megabatch_sheet": EXAMPLES,
     "ask_sorting": Scope.TRAIN,
     "do_sorting": Scope.TRAIN,
     "ask_pin": Scope.TRAIN,

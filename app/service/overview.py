@@ -62,6 +62,7 @@ _PAST = 200
 _ANCESTORS = 8
 _NEAR = 12
 _CHOICES = 50
+_VERSIONS = 50
 _SILENT = timedelta(minutes=2)
 """A worker that was not heard of for so long is not there."""
 
@@ -164,6 +165,21 @@ class MegabatchesView:
     older: bool
     total: int
     champion: Version | None
+
+
+@dataclass(frozen=True, slots=True)
+class MegabatchView:
+    """A megabatch, the champion, and the first versions whose own cycle used it, oldest first.
+
+    Attributes:
+        more_versions: whether there are more.
+    """
+
+    model: Model
+    megabatch: Megabatch
+    champion: Version | None
+    versions: Sequence[int]
+    more_versions: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,6 +335,21 @@ def view_megabatches(store: Store, name: str, *, before: int | None, limit: int)
         alias = alias_or_none(tx, name, CHAMPION)
         champion = tx.ledger.version(name, alias.version) if alias else None
         return MegabatchesView(model, found[:limit], len(found) > limit, tx.buffer.last_number(model), champion)
+
+
+def view_megabatch(store: Store, name: str, number: int) -> MegabatchView:
+    """One megabatch as its page shows it, without its examples.
+
+    Raises:
+        UnknownModel, UnknownMegabatch: there is no such model or megabatch.
+    """
+    with store.reading() as tx:
+        model = tx.ledger.model(name)
+        megabatch = tx.buffer.megabatch(name, number)
+        alias = alias_or_none(tx, name, CHAMPION)
+        champion = tx.ledger.version(name, alias.version) if alias else None
+        used = tx.custody.versions_of(model, number, None, _VERSIONS)
+    return MegabatchView(model, megabatch, champion, [each.version for each in used.items], used.next is not None)
 
 
 def rollback_choices(store: Store, name: str) -> list[VersionSummary]:

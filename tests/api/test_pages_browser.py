@@ -22,8 +22,9 @@ from app.service.opening import open_store
 from app.store.migrate import migrate
 from espalier.formats import megabatch
 from tests.api.conftest import WORKER
+from tests.api.test_pages_megabatch import take
 from tests.api.test_polling import serving
-from tests.lineages import Lineage
+from tests.lineages import INPUT, Lineage
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ARGUMENTS = [
@@ -38,6 +39,8 @@ PAGES = {
     "version": "/models/gas/versions/4",
     "recipe": "/models/gas/recipe",
     "megabatches": "/models/gas/megabatches",
+    "pictures": "/models/pictures/megabatches/1?class=1",
+    "values": "/models/values/megabatches/1",
     "rollback": "/models/gas/rollback",
     "audit": "/audit",
     "entry": "/audit/3",
@@ -53,7 +56,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this ma
 
 @dataclass
 class Site:
-    """A service with a model of four versions and one that is empty, and a browser."""
+    """A service with a model of four versions, one that is empty and two with examples to look at, and a browser."""
 
     url: str
     settings: Settings
@@ -82,6 +85,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with store.transaction(WORKER) as tx:
         tx.ledger.create_model("empty", {"seed": 7}, line.model.recipe_digest, line.model.input)
         tx.audit.append("model.created", model="empty")
+        for name in ("pictures", "values"):
+            tx.ledger.create_model(name, {"seed": 7}, line.model.recipe_digest, INPUT)
+            tx.audit.append("model.created", model=name)
+    random = np.random.default_rng(3)
+    take(store, random.integers(0, 256, (90, 8, 8), np.uint8), np.arange(90) % 3, "pictures")
+    take(store, random.normal(size=(90, 128)).astype(np.float32), np.arange(90) % 3, "values")
     store.dispose()
     with serving(settings) as served, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
@@ -221,6 +230,39 @@ def test_a_file_is_sent_in_parts_and_goes_on_after_a_break(
     expect(page.locator("#upload li").first).to_contain_text("Refused: ", timeout=60_000)
     expect(page.locator("#megabatches tbody tr")).to_have_count(5)
     assert visit.serious() == []
+    visit.wrong[:] = [each for each in visit.wrong if "ERR_CONNECTION_RESET" not in each]
+
+
+@pytest.mark.slow
+def test_a_file_goes_on_where_it_stopped_after_the_page_was_loaded_anew(
+    visit: Visit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(megabatch_pages, "PART_BYTES", 1000)
+    x = np.random.default_rng(6).normal(size=(30, 32)).astype(np.float32)
+    (tmp_path / "good.npz").write_bytes(megabatch.encode(x, np.arange(30, dtype=np.int64) % 3))
+    sent: list[tuple[str, str | None]] = []
+    cut = True
+
+    def pass_on(route: Route) -> None:
+        sent.append((route.request.method, route.request.headers.get("upload-offset")))
+        broken = cut and (sent[-1] == ("PATCH", "2000") or len(sent) > 4)
+        route.abort("connectionreset") if broken else route.continue_()
+
+    page = visit.page
+    for address in ("**/v1/models/gas/uploads", "**/v1/uploads/*"):
+        page.route(address, pass_on)
+    visit.to(PAGES["megabatches"])
+    page.locator("#upload input").set_input_files(tmp_path / "good.npz")
+    expect(page.locator("#upload li .warn")).to_be_visible()
+    assert sent[:4] == [("POST", None), ("PATCH", "0"), ("PATCH", "1000"), ("PATCH", "2000")]
+    page.reload()
+    expect(page.locator("#upload li")).to_have_count(0)
+    cut = False
+    sent.clear()
+    page.locator("#upload input").set_input_files(tmp_path / "good.npz")
+    expect(page.locator("#upload li")).to_contain_text("Accepted as megabatch", timeout=60_000)
+    assert sent[:3] == [("HEAD", None), ("PATCH", "2000"), ("PATCH", "3000")]
+    assert "POST" not in dict(sent)
     visit.wrong[:] = [each for each in visit.wrong if "ERR_CONNECTION_RESET" not in each]
 
 

@@ -55,9 +55,16 @@ class Columns:
     height: int
 
 
-def columns(counts: Sequence[int], *, width: int = 96, height: int = 24) -> Columns:
-    """Columns for counts, the greatest of them as high as the box. One that is not 0 is seen, however small it is."""
-    each, most = width / max(1, len(counts)), max(counts, default=0) or 1
+def columns(counts: Sequence[float], *, most: float | None = None, width: int = 96, height: int = 24) -> Columns:
+    """Columns for counts. One that is not 0 is seen, however small it is.
+
+    Args:
+        counts: 0 or more each.
+        most: what is as high as the box; None: the greatest of them.
+        width: of the box.
+        height: of the box.
+    """
+    each, most = width / max(1, len(counts)), most or max(counts, default=0) or 1
     highs = [max(1.0, height * count / most) if count else 0.0 for count in counts]
     gap = 1.0 if each > 3 else 0.0
     boxes = [

@@ -5,8 +5,9 @@ Knows: megabatches, in words and drawings. Must never know: HTTP, or their value
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from app.api.web.drawing import Columns, columns
 from app.api.web.model_page import Past, past_of
@@ -51,17 +52,25 @@ class MegabatchesPage:
 def shown(view: MegabatchesView, t: Speech) -> MegabatchesPage:
     """A page of megabatches, ready for its template."""
     known = view.champion.report.get("megabatches", {}) if view.champion else {}
-    rows = [_row(each, view.model.input, past_of(each, known.get(str(each.number)), t), t) for each in view.megabatches]
+    rows = [row_of(each, view.model.input, known, t) for each in view.megabatches]
     return MegabatchesPage(view.model.name, rows, view.total, rows[-1].past.number if view.older else None)
 
 
 _TONES = {MegabatchStatus.ACCEPTED: "good", MegabatchStatus.QUARANTINED: "warn", MegabatchStatus.ERASED: "mute"}
 
 
-def _row(megabatch: Megabatch, spec: InputSpec, past: Past, t: Speech) -> Row:
+def row_of(megabatch: Megabatch, spec: InputSpec, known: Mapping[str, Any], t: Speech) -> Row:
+    """A megabatch in words and drawings.
+
+    Args:
+        megabatch: that is shown.
+        spec: of its model.
+        known: what the champion's report says of megabatches, by number.
+        t: the language.
+    """
     status = megabatch.status
     return Row(
-        past=past,
+        past=past_of(megabatch, known.get(str(megabatch.number)), t),
         digest=megabatch.digest,
         histogram=columns(megabatch.histogram),
         classes=_classes(megabatch.histogram, spec.classes or (), t),
@@ -73,5 +82,10 @@ def _row(megabatch: Megabatch, spec: InputSpec, past: Past, t: Speech) -> Row:
 
 
 def _classes(counts: Sequence[int], names: Sequence[str], t: Speech) -> str:
-    named = [f"{names[i] if i < len(names) else i}: {t.number(count)}" for i, count in enumerate(counts[:_NAMED])]
+    named = [f"{class_name(names, i)}: {t.number(count)}" for i, count in enumerate(counts[:_NAMED])]
     return ", ".join([*named, *(["…"] if len(counts) > _NAMED else [])])
+
+
+def class_name(names: Sequence[str], label: int) -> str:
+    """What a label means; its number where nothing says."""
+    return names[label] if 0 <= label < len(names) else str(label)
