@@ -50,6 +50,7 @@ from app.learning.cycle import (
     snapshot_fits,
 )
 from app.learning.guardrails import diverged
+from app.learning.latency import latency_of
 from app.learning.recipe import Recipe
 from app.service.gathering import Work, gather
 from app.service.guardrail_actions import carry_out, settled, tell_trips
@@ -105,7 +106,7 @@ def _attempt(
             return partial(supersede, store, running.actor, claim, "nothing is left to train on")
         result = _learn(store, work, watch, device)
         crash.point("cycle.learnt")
-        draft = _draft(store, claim, work, result, watch.finish())
+        draft = _draft(store, claim, work, result, watch.finish(), device)
         crash.point("cycle.blobs")
         return partial(_publish, store, watch, claim, work, result, draft)
     except Stopped:
@@ -190,11 +191,15 @@ def _snapshot(store: Store, watch: Watch, device: torch.device) -> bytes | None:
 # -- publish -----------------------------------------------------------------------------------------------------------
 
 
-def _draft(store: Store, claim: Claim, work: Work, result: CycleResult, seconds: Mapping[Phase, float]) -> VersionDraft:
+def _draft(
+    store: Store, claim: Claim, work: Work, result: CycleResult, seconds: Mapping[Phase, float], device: torch.device
+) -> VersionDraft:
     """Encode and keep what the cycle leaves: blobs first, the row later."""
     verdict, made, put = settled(store, claim, result.verdict, result.trips), outputs_of(work, result), store.blobs.put
     dense = checkpoint.encode_dense(checkpoint.decode(made.checkpoint))
     timed = {f"{phase.value}_seconds": value for phase, value in seconds.items()}
+    latency = latency_of(work.given, result.arrays, result.masks, device)
+    timed |= {"latency_ms": latency.served, "dense_latency_ms": latency.dense}
     return VersionDraft(
         status=VersionStatus.PUBLISHED if result.verdict.passed else VersionStatus.WITHHELD,
         stage=result.stage,

@@ -60,7 +60,8 @@ class Strip:
     total: int
     bytes: int
     dense_bytes: int
-    flops: float | None
+    latency: float | None
+    dense_latency: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +243,6 @@ def _strip(view: ModelView) -> Strip:
     assert champion is not None
     metrics = champion.metrics
     parent = next((c.version for c in view.columns if c.version.number == champion.parent), None)
-    dense, sparse = metrics.get("dense_flops"), metrics.get("sparse_flops")
     validation = metrics.get("validation_accuracy")
     evaluation = metrics.get("evaluation_accuracy")
     return Strip(
@@ -258,7 +258,8 @@ def _strip(view: ModelView) -> Strip:
         total=champion.total,
         bytes=champion.checkpoint_bytes,
         dense_bytes=champion.dense_bytes,
-        flops=dense / sparse if dense and sparse else None,
+        latency=metrics.get("latency_ms"),
+        dense_latency=metrics.get("dense_latency_ms"),
     )
 
 

@@ -114,6 +114,13 @@ class Speech:
         """How many times as much."""
         return NOTHING if factor is None else f"{self.number(factor, 1)}{NBSP}×"
 
+    def latency(self, milliseconds: float | None) -> str:
+        """A time too short for a clock, to two figures or the whole millisecond."""
+        if milliseconds is None:
+            return NOTHING
+        digits = 3 if milliseconds < 0.1 else 2 if milliseconds < 1 else 1 if milliseconds < 10 else 0
+        return f"{self.number(milliseconds, digits)}{NBSP}{self('unit.milliseconds')}"
+
     def lasting(self, seconds: float | None) -> str:
         """A length of time, as on a clock."""
         if seconds is None:

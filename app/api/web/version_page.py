@@ -27,6 +27,7 @@ _PLAIN = (
     *("train_loss", "validation_loss", "evaluation_loss", "prequential_loss"),
     *("dense_flops", "sparse_flops", "examples_seen", "epochs", "best_epoch", "cumulative_evaluation_errors"),
 )
+_LATENCIES = ("latency_ms", "dense_latency_ms")
 _SECONDS = ("arrival_seconds", "prune_seconds", "train_seconds", "judge_seconds")
 
 
@@ -153,7 +154,7 @@ def _metrics(page: VersionPage, t: Speech) -> list[Metric]:
     counted = _counts(page)
     before = page.before.metrics if page.before else {}
     found = []
-    for name in (*_SHARES, *_POINTS, *_PLAIN, *_SECONDS):
+    for name in (*_SHARES, *_POINTS, *_PLAIN, *_LATENCIES, *_SECONDS):
         value = page.version.metrics.get(name)
         if value is not None:
             n = counted.get(name)
@@ -182,6 +183,8 @@ def _figure(name: str, value: float | None, t: Speech) -> str:
         return t.percent(value)
     if name in _POINTS:
         return t.points(value, signed=True)
+    if name in _LATENCIES:
+        return t.latency(value)
     if name in _SECONDS:
         return t("unit.lasting", seconds=t.number(value, 2))
     return t.number(value, 3 if name.endswith("loss") else 0)
