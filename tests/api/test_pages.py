@@ -315,6 +315,20 @@ def test_live_parts_take_their_former_places(grown: House) -> None:
     assert "hx-swap-oob" not in whole
 
 
+def test_a_page_of_an_earlier_stage_is_loaded_anew(house: House) -> None:
+    house.create()
+    for stage in ("empty", "waiting"):
+        whole = house.http.get("/models/gas").text
+        assert f'data-live="/models/gas/live?stage={stage}"' in whole
+        parts = house.http.get(f"/models/gas/live?stage={stage}", headers=PART)
+        assert "HX-Refresh" not in parts.headers
+        assert all(f'id="{place}"' in whole for place in re.findall(r'id="(\w+)"[^>]*hx-swap-oob', parts.text))
+        assert "hx-swap-oob" in parts.text
+        house.upload()
+    old = house.http.get("/models/gas/live?stage=empty", headers=PART)
+    assert (old.headers["HX-Refresh"], old.text) == ("true", "")
+
+
 def test_a_running_cycle_is_asked_for_again_until_it_ends(house: House) -> None:
     house.create()
     house.upload()

@@ -276,6 +276,20 @@ def test_what_happens_elsewhere_is_seen(visit: Visit, site: Site) -> None:
     assert before is not None and before.evaluate("element => element.isConnected"), "the drawing jumped"
 
 
+def test_a_page_that_was_opened_before_anything_came_grows_with_its_model(visit: Visit, site: Site) -> None:
+    store = open_store(site.settings)
+    line = Lineage(store, "newcomer")
+    page = visit.to("/models/newcomer")
+    expect(page.locator(".first")).to_be_visible()
+    page.wait_for_timeout(300)
+    for version in ("v1", "v2"):
+        line.publish()
+        expect(page.locator("#lines")).to_contain_text(version)
+        expect(page.locator("#timeline canvas")).to_have_count(4)
+    expect(page.locator(".first")).to_have_count(0)
+    store.dispose()
+
+
 def test_a_lost_connection_says_so_and_since_when(visit: Visit) -> None:
     page = visit.page
     page.route("**/events", lambda route: route.fulfill(status=204))

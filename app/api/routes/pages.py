@@ -23,6 +23,7 @@ KINDS = sorted(overview.TOLD)
 
 _After = Annotated[str | None, Query(max_length=63)]
 _Containing = Annotated[str, Query(alias="q", max_length=63)]
+_Stage = Annotated[str | None, Query(max_length=16)]
 _Before = Annotated[int | None, Query(ge=0, le=MAX_NUMBER)]
 
 
@@ -57,9 +58,13 @@ def model_page(name: ModelName, request: Request, store: StoreDep, before: _Befo
 
 
 @router.get("/models/{model}/live")
-def model_live(name: ModelName, request: Request, store: StoreDep) -> Response:
-    """Those parts of a model's page that change, each to be put in the place of its former self."""
+def model_live(name: ModelName, request: Request, store: StoreDep, stage: _Stage = None) -> Response:
+    """Those parts of a model's page that change, each to be put in the place of its former self; where the page that
+    asks was made at another stage, it is to be loaded anew.
+    """
     shown = model_shown.shown(overview.view_model(store, name), speech_of(request))
+    if stage is not None and stage != shown.stage:
+        return Response(headers={"HX-Refresh": "true"})
     return render(request, "model_live.html", page=shown, before=None)
 
 

@@ -185,6 +185,11 @@ class Shown:
     proposals: Sequence[Proposal]
     evaluated: bool
 
+    @property
+    def stage(self) -> str:
+        """How far the model has come; another stage has other sections, so parts cannot take the place of parts."""
+        return "drawn" if self.lines else "waiting" if self.megabatches or self.running else "empty"
+
 
 def shown(view: ModelView, t: Speech) -> Shown:
     """A model, ready for its template."""
