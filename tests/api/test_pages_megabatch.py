@@ -183,7 +183,7 @@ def test_facts_stand_beside_the_examples(named: House) -> None:
         "7 examples",
         "dog|<b> 2 28.6 %",
         "drifted",
-        "effect 0.62, p 0.000",
+        "effect 0.62, p < 0.001",
         "9 examples against 18",
         "sha256:",
     ):

@@ -175,7 +175,7 @@ def _shift(name: str, shift: Mapping[str, float], t: Speech) -> Drift:
         name=name,
         statistic=t.number(shift["statistic"], 3),
         effect=t.number(shift["effect"], 2),
-        p=t.number(shift["p_value"], 3),
+        p=t.p_value(shift["p_value"]),
         examples=int(shift["examples"]),
         reference=int(shift["reference"]),
         alarm=bool(shift["alarm"]),

@@ -474,7 +474,7 @@ def past_of(megabatch: Megabatch, now: Mapping[str, Any] | None, t: Speech) -> P
                 "drift.figure",
                 of=t(f"drift.{name}"),
                 effect=t.number(shift["effect"], 2),
-                p=t.number(shift["p_value"], 3),
+                p=t.p_value(shift["p_value"]),
             )
             for name, shift in watched.items()
         ),

@@ -114,6 +114,10 @@ class Speech:
         """How many times as much."""
         return NOTHING if factor is None else f"{self.number(factor, 1)}{NBSP}×"
 
+    def p_value(self, p: float) -> str:
+        """A p-value with its sign of relation: none is ever zero."""
+        return f"p{NBSP}{'<' if p < 0.001 else '='}{NBSP}{self.number(max(p, 0.001), 3)}"
+
     def latency(self, milliseconds: float | None) -> str:
         """A time too short for a clock, to two figures or the whole millisecond."""
         if milliseconds is None:
