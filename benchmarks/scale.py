@@ -26,6 +26,7 @@ import sqlalchemy as sa
 
 from app.domain import CHAMPION, Actor, CycleTrigger, MegabatchDraft, Model
 from app.service import models
+from app.store.audit import Sought as Entries
 from app.store.blobs import Blobs
 from app.store.database import Store, Transaction
 from app.store.decisions import Sought
@@ -94,6 +95,15 @@ OPERATIONS: dict[str, Operation] = {
     "audit of a small model": lambda tx, size: tx.audit.entries("model-00002", None, 5),
     "audit of a kind": lambda tx, size: tx.audit.entries(None, size.entries // 2, 10, "alias.moved"),
     "audit of a kind of a model": lambda tx, size: tx.audit.entries(BIG, size.entries // 2, 10, "alias.moved"),
+    "audit of an actor": lambda tx, size: tx.audit.find(Entries(actor="worker"), size.entries // 2, 10),
+    "audit of a rare actor": lambda tx, size: tx.audit.find(Entries(actor="nobody"), None, 10, newest=True),
+    "audit since a time": lambda tx, size: tx.audit.find(
+        Entries(since=tx.ledger.version(BIG, 5).created_at), size.entries // 2, 10
+    ),
+    "audit with a text": lambda tx, size: tx.audit.find(Entries(text="in none"), size.entries // 2, 10, newest=True),
+    "audit of all": lambda tx, size: tx.audit.find(
+        Entries(BIG, "alias.moved", "nobody", tx.ledger.version(BIG, 5).created_at), size.entries // 2, 10
+    ),
     "audit of a version": lambda tx, size: tx.audit.about(BIG, [("cycle", 150), ("version", 150)]),
     "versions of a megabatch": lambda tx, size: tx.custody.versions_of(_big(tx), 5, None, 10),
     "versions of a megabatch, later": lambda tx, size: tx.custody.versions_of(_big(tx), 5, size.versions // 2, 10),

@@ -19,7 +19,7 @@ from app.service.agreement import examine_rows
 from app.service.decisions import examine_decisions
 from app.service.notary import Notary
 from app.service.removal import leftovers
-from app.store.audit import Indexed
+from app.store.audit import Indexed, Sought
 from app.store.database import Store
 from app.store.merkle import HEIGHT, WIDTH
 from espalier.formats.proof import Frontier
@@ -65,12 +65,12 @@ def audit_entries(
         return tx.audit.entries(model, after, limit, kind)
 
 
-def newest_entries(
-    store: Store, *, model: str | None, kind: str | None, before: int | None, limit: int
+def find_entries(
+    store: Store, sought: Sought, *, start: int | None, limit: int, newest: bool = False
 ) -> Page[AuditEntry]:
-    """Entries, the newest first."""
+    """Entries that are looked for, oldest first or newest first; a page may be short, or empty, and not the last."""
     with store.reading() as tx:
-        return tx.audit.newest(model, kind, before, limit)
+        return tx.audit.find(sought, start, limit, newest=newest)
 
 
 def audit_entry(store: Store, seq: int) -> AuditEntry:

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -43,6 +43,10 @@ _NAMES: dict[Subject, tuple[str, ...]] = {
 _CODE = {"espalier": __version__}
 _VERIFY_ROWS = 1000
 _LARGEST_SEQ = 2**53 - 1
+_LOOK_ROWS = 100
+
+LOOKED = 2000
+"""Entries that are looked through at a time for what no index answers."""
 
 
 _STORED = (
@@ -50,6 +54,68 @@ _STORED = (
     # Text on SQLite, so that not even its punctuation can change unseen.
     sa.type_coerce(audit_entries.c.time, sa.String).label("stored_time"),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Sought:
+    """Which entries; None, or an empty text: all.
+
+    Attributes:
+        model, kind, actor: that is said of it, exactly.
+        since, until: made at this time or later, and before this one.
+        text: stands in its kind, model, actor, reason or parameters, whatever the case of its letters.
+    """
+
+    model: str | None = None
+    kind: str | None = None
+    actor: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    text: str = ""
+
+    @property
+    def timed(self) -> bool:
+        """Whether a time is given: then the order is that of time."""
+        return self.since is not None or self.until is not None
+
+    def parted(self, timed: bool) -> tuple[list[sa.ColumnElement[bool]], bool]:
+        """What an index answers, that of time or another; and whether more is asked for, which ``holds`` tells."""
+        column = audit_entries.c
+        if timed:
+            given = [*_given(column.time.__ge__, self.since), *_given(column.time.__lt__, self.until)]
+            return given, any((self.model, self.kind, self.actor, self.text))
+        if self.model or self.kind:
+            given = [*_given(column.model.__eq__, self.model), *_given(column.kind.__eq__, self.kind)]
+            return given, any((self.actor, self.text))
+        return _given(column.actor.__eq__, self.actor), bool(self.text)
+
+    def holds(self, entry: sa.Row[Any]) -> bool:
+        """Whether an entry is of this model, kind and actor, and has the text."""
+        exact = ((self.model, entry.model), (self.kind, entry.kind), (self.actor, entry.actor))
+        if any(wanted is not None and wanted != found for wanted, found in exact):
+            return False
+        return not self.text or _has(json.loads(entry.document), self.text.casefold())
+
+
+def _given(holds: Callable[[Any], sa.ColumnElement[bool]], value: object) -> list[sa.ColumnElement[bool]]:
+    return [] if value is None else [holds(value)]
+
+
+def _has(document: Mapping[str, Any], text: str) -> bool:
+    said = (str(document[name] or "") for name in ("kind", "model", "actor", "reason"))
+    return any(text in each.casefold() for each in (*said, *_leaves("", document["parameters"])))
+
+
+def _leaves(name: str, value: object) -> Iterator[str]:
+    """Every value with its name before it, as a text: version 7."""
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            yield from _leaves(key, each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _leaves(name, each)
+    else:
+        yield f"{name} {value}"
 
 
 class Audit:
@@ -169,36 +235,56 @@ class Audit:
             limit: at most this many.
             kind: of this kind only.
         """
-        wanted = sa.select(audit_entries).order_by(audit_entries.c.seq).limit(limit + 1)
-        if model is not None:
-            wanted = wanted.where(audit_entries.c.model == model)
-        if kind is not None:
-            wanted = wanted.where(audit_entries.c.kind == kind)
-        if after is not None:
-            wanted = wanted.where(audit_entries.c.seq > min(after, _LARGEST_SEQ))
-        rows = self._connection.execute(wanted).all()
-        items = tuple(_entry(row) for row in rows[:limit])
-        return Page(items, str(items[-1].seq) if len(rows) > limit else None)
+        return self.find(Sought(model, kind), after, limit)
 
-    def newest(self, model: str | None, kind: str | None, before: int | None, limit: int) -> Page[AuditEntry]:
-        """Entries, the newest first.
+    def find(self, sought: Sought, start: int | None, limit: int, *, newest: bool = False) -> Page[AuditEntry]:
+        """Entries that are looked for, oldest first or newest first; between two times they are in order of time.
+
+        What no index answers is looked for among ``LOOKED`` entries at a time: a page may hold few of them, or none,
+        and still be followed by others.
 
         Args:
-            model: of this model only; None for all.
-            kind: of this kind only.
-            before: go on before this sequence number.
+            sought: which entries.
+            start: go on after this sequence number or, from the newest on, before it.
             limit: at most this many.
+            newest: the newest first.
         """
-        wanted = sa.select(audit_entries).order_by(audit_entries.c.seq.desc()).limit(limit + 1)
-        if model is not None:
-            wanted = wanted.where(audit_entries.c.model == model)
-        if kind is not None:
-            wanted = wanted.where(audit_entries.c.kind == kind)
-        if before is not None:
-            wanted = wanted.where(audit_entries.c.seq < min(before, _LARGEST_SEQ))
-        rows = self._connection.execute(wanted).all()
-        items = tuple(_entry(row) for row in rows[:limit])
-        return Page(items, str(items[-1].seq) if len(rows) > limit else None)
+        place: Sequence[Any] = ()
+        timed = sought.timed
+        if start is not None:
+            sought, place = self._begun_at(sought, min(start, _LARGEST_SEQ), newest)
+        answered, rest = sought.parted(timed)
+        key = [audit_entries.c.time, audit_entries.c.seq] if timed else [audit_entries.c.seq]
+        wanted = sa.select(audit_entries).where(*answered).limit(LOOKED if rest else limit + 1)
+        if place:
+            here, there = sa.tuple_(*key), sa.tuple_(*map(sa.literal, place, (column.type for column in key)))
+            wanted = wanted.where(here < there if newest else here > there)
+        ordered = wanted.order_by(*(column.desc() if newest else column.asc() for column in key))
+        found: list[AuditEntry] = []
+        looked, last = 0, 0
+        with self._connection.execute(ordered.execution_options(yield_per=_LOOK_ROWS)) as rows:
+            for row in rows:
+                holds = not rest or sought.holds(row)
+                if holds and len(found) == limit:
+                    return Page(tuple(found), str(found[-1].seq))
+                found += [_entry(row)] if holds else []
+                looked, last = looked + 1, row.seq
+        return Page(tuple(found), str(last) if rest and looked == LOOKED else None)
+
+    def _begun_at(self, sought: Sought, seq: int, newest: bool) -> tuple[Sought, Sequence[Any]]:
+        """What is still looked for beyond an entry, and the key to begin at; only the narrower of two bounds is kept,
+        because SQLite's index begins at the first that it is given.
+        """
+        if not sought.timed:
+            return sought, (seq,)
+        beside = audit_entries.c.seq >= seq if newest else audit_entries.c.seq <= seq
+        order = audit_entries.c.seq.asc() if newest else audit_entries.c.seq.desc()
+        wanted = sa.select(audit_entries.c.time, audit_entries.c.seq).where(beside).order_by(order).limit(1)
+        row = self._connection.execute(wanted).one_or_none()
+        bound = sought.until if newest else sought.since
+        if row is None or (bound is not None and (row.time >= bound if newest else row.time < bound)):
+            return sought, ()
+        return replace(sought, until=None) if newest else replace(sought, since=None), (row.time, row.seq)
 
     def next(
         self, after: int, through: int, kinds: Collection[str] | None, models: Collection[str] | None

@@ -494,6 +494,8 @@ audit_entries = sa.Table(
     sa.Index(None, "model", "seq"),
     sa.Index(None, "kind", "seq"),
     sa.Index(None, "model", "kind", "seq"),
+    sa.Index(None, "actor", "seq"),
+    sa.Index(None, "time", "seq"),
 )
 
 audit_subjects = sa.Table(

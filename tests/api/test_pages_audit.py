@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import html
 import re
+from datetime import UTC, datetime
 
 import pytest
 import sqlalchemy as sa
 
 from app.api.routes import auditing
-from app.domain import Scope
+from app.domain import Actor, Scope
+from app.store import audit as log
 from tests.api.conftest import House
 from tests.api.test_pages import BROWSER, PART, SAME, key_of, sign_in, text_of
 from tests.lineages import Lineage
@@ -50,15 +52,62 @@ def test_entries_are_told_newest_first_and_paged(grown: House, monkeypatch: pyte
     assert "v2 withheld" in text_of(grown.http.get("/audit"))
 
 
+def numbers(page: str) -> list[int]:
+    return [int(number) for number in re.findall(r'<th scope="row"><a href="/audit/(\d+)"', page)]
+
+
 def test_entries_are_found_by_model_and_kind(grown: House) -> None:
     grown.create("other")
     assert "No. 1 " not in text_of(grown.http.get("/audit?model=other&kind="))
     both = grown.http.get("/audit?model=gas&kind=version.withheld").text
-    assert len(re.findall(r'<th scope="row">', both)) == 1
+    assert len(numbers(both)) == 1
     assert "No entry is like this" in text_of(grown.http.get("/audit?model=other&kind=version.withheld"))
 
 
-@pytest.mark.parametrize("query", ["model=%00", "model=UPPER", "kind=%00", "kind=' OR 1=1", "before=0", "before=x"])
+def test_entries_are_found_by_actor_time_and_text_and_paging_keeps_what_was_asked(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auditing, "ROWS", 2)
+    for module in (log, auditing):
+        monkeypatch.setattr(module, "LOOKED", 3)
+    for day, name in enumerate(("anna", "ben", "anna", "ben", "anna", "anna", "ben"), 1):
+        clock = datetime(2026, 3, day, 12, tzinfo=UTC)
+        monkeypatch.setattr(house.store, "clock", lambda clock=clock: clock)
+        with house.store.transaction(Actor(name)) as tx:
+            tx.audit.append("test", model=None, reason=f"Line <{day % 2}> & more", parameters={"version": day})
+
+    def pages(query: str) -> list[list[int]]:
+        path, seen = f"/audit?{query}", []
+        while path:
+            page = house.http.get(path, headers=BROWSER).text
+            seen.append(numbers(page))
+            older = re.findall(r'href="([^"]+before=\d+)"', page)
+            path = html.unescape(older[0]) if older else ""
+        return seen
+
+    assert pages("actor=anna") == [[6, 5], [3, 1]]
+    assert pages("since=2026-03-02T12:00&until=2026-03-05T12:00") == [[4, 3], [2]]
+    assert pages("text=LINE+%3C1%3E") == [[7, 5], [3], [1]]  # three entries are looked through at a time
+    assert pages("text=version+4") == [[], [4], []]
+    assert pages("actor=anna&since=2026-03-03&text=line+%3C1%3E") == [[5], [3]]
+    api = house.http.get("/v1/audit", params={"actor": "anna", "since": "2026-03-03T13:00:00+01:00", "text": "<1>"})
+    assert [entry["seq"] for entry in api.json()["items"]] == [3, 5]
+    page = house.http.get("/audit?actor=ben&text=more&since=2026-03-02", headers=BROWSER).text
+    assert 'name="actor" value="ben"' in page and 'name="since" value="2026-03-02"' in page
+    assert 'href="/audit?actor=ben&amp;since=2026-03-02&amp;text=more&amp;before=' in page
+    assert '<a class="button" href="/audit">' in page
+    none = text_of(house.http.get("/audit?text=nowhere"))
+    assert "None among the 3 entries" in none and "Look further back" in none
+    assert "No entry is like this" in text_of(house.http.get("/audit?actor=carl"))
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        *("model=%00", "model=UPPER", "kind=%00", "kind=' OR 1=1", "before=0", "before=x"),
+        *("actor=%00", "text=%00", "since=yesterday", "until=2026-02-31"),
+    ],
+)
 def test_what_cannot_be_looked_for_is_refused(house: House, query: str) -> None:
     assert house.http.get(f"/audit?{query}", headers=BROWSER).status_code == 422
 

@@ -160,7 +160,7 @@ def test_the_second_revision_keeps_what_the_first_one_held_and_goes_back(empty_d
             table = metadata.tables[name]
             columns = [sa.column(c.name, c.type) for c in table.c if c.name not in old.get(name, ())]
             connection.execute(sa.insert(sa.table(name, *columns)).values(values))
-    assert migrate(empty_database_url) == ["0002", "0003", "0004", "0005"]
+    assert migrate(empty_database_url) == ["0002", "0003", "0004", "0005", "0006"]
     store = Store(empty_database_url, Blobs(tmp_path / "data"))
     with store.reading() as tx:
         (megabatch,) = tx.buffer.megabatches("gas", None, 5).items
@@ -174,7 +174,7 @@ def test_the_second_revision_keeps_what_the_first_one_held_and_goes_back(empty_d
     make_evaluation(store, model)
     make_pin(store, model, 1)
     store.dispose()
-    assert downgrade(empty_database_url, "0001") == ["0005", "0004", "0003", "0002"]
+    assert downgrade(empty_database_url, "0001") == ["0006", "0005", "0004", "0003", "0002"]
     inspector = sa.inspect(engine)
     assert "evaluation_sets" not in inspector.get_table_names()
     for name, columns in old.items():
@@ -182,7 +182,7 @@ def test_the_second_revision_keeps_what_the_first_one_held_and_goes_back(empty_d
     with engine.connect() as connection:
         assert connection.exec_driver_sql("SELECT number FROM megabatches").scalars().all() == [1]
     engine.dispose()
-    assert migrate(empty_database_url) == ["0002", "0003", "0004", "0005"]
+    assert migrate(empty_database_url) == ["0002", "0003", "0004", "0005", "0006"]
 
 
 def test_the_third_revision_finds_out_what_older_rows_say(empty_database_url, tmp_path):
@@ -203,8 +203,8 @@ def test_the_third_revision_finds_out_what_older_rows_say(empty_database_url, tm
     assert before[1] == [(held.number, first.number), (restored.number, first.number)]
     store.dispose()
 
-    assert downgrade(empty_database_url, "0002") == ["0005", "0004", "0003"]
-    assert migrate(empty_database_url) == ["0003", "0004", "0005"]
+    assert downgrade(empty_database_url, "0002") == ["0006", "0005", "0004", "0003"]
+    assert migrate(empty_database_url) == ["0003", "0004", "0005", "0006"]
     assert (_index(empty_database_url), _holding(empty_database_url)) == before
     store = Store(empty_database_url, Blobs(tmp_path / "data"))
     with store.reading() as tx:

@@ -13,10 +13,12 @@ from app.api import schemas
 from app.api.declared import NOT_MODIFIED, problems, with_headers
 from app.api.dependencies import MAX_NUMBER, NAME_PATTERN, CursorText, Limit, NotaryDep, StoreDep, decode_number
 from app.api.representations import is_current, strong
+from app.api.schemas.decisions import Instant
 from app.api.strict_json import JsonRoute
 from app.errors import UnknownEntry
 from app.service import history
 from app.service.notary import Notary
+from app.store.audit import Sought
 from app.store.merkle import WIDTH
 from espalier.formats.canonical import sha256_digest
 
@@ -42,6 +44,19 @@ _Kind = Annotated[
 ]
 
 
+_Who = Annotated[
+    str | None,
+    Query(pattern=r"^[^\x00-\x1f]{1,200}$", description="Entries that this actor caused only.", examples=["anna"]),
+]
+_Text = Annotated[
+    str,
+    Query(
+        max_length=100,
+        description="Entries with this text in kind, model, actor, reason or parameters only.",
+        examples=["line 3"],
+    ),
+]
+_TIMES = ["2026-03-02T09:30:00Z"]
 _After = Annotated[
     int | None, Query(ge=0, le=_LARGEST, description="Number of an entry to go on after.", examples=[500])
 ]
@@ -62,13 +77,22 @@ def list_entries(
     store: StoreDep,
     model: _Model = None,
     kind: _Kind = None,
+    actor: _Who = None,
+    since: Annotated[Instant | None, Query(description="Made at this time or later.", examples=_TIMES)] = None,
+    until: Annotated[Instant | None, Query(description="Made before this time.", examples=_TIMES)] = None,
+    text: _Text = "",
     after: _After = None,
     limit: Limit = 50,
     cursor: CursorText = None,
 ) -> schemas.AuditEntries:
-    """Entries, oldest first; with `after`, those that follow an entry."""
+    """Entries, oldest first; with `after`, those that follow an entry; with `since` or `until`, in order of time.
+
+    What no index answers is looked for among 2,000 entries at a time: a page may then hold few entries, or none, and
+    still have a `next_cursor`. It is the last one only without.
+    """
     start = after if cursor is None else decode_number("audit", cursor)
-    page = history.audit_entries(store, model=model, after=start, limit=limit, kind=kind)
+    sought = Sought(model, kind, actor, since, until, text.strip())
+    page = history.find_entries(store, sought, start=start, limit=limit)
     return schemas.AuditEntries.from_domain("audit", page, schemas.AuditEntry.from_domain)
 
 

@@ -8,12 +8,13 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from app.api.dependencies import MAX_NUMBER, NotaryDep, StoreDep
-from app.api.web.audit_page import rows_of
+from app.api.web.audit_page import Filter, rows_of
 from app.api.web.audit_page import shown as entry_shown
 from app.api.web.rendering import render, speech_of, wants_fragment
 from app.errors import Fault
 from app.service import history
 from app.service.attestation import attest
+from app.store.audit import LOOKED
 
 router = APIRouter(prefix="/audit", include_in_schema=False)
 
@@ -22,15 +23,27 @@ ROWS = 50
 
 _Model = Annotated[str, Query(pattern=r"^[a-z0-9-]{0,63}$")]
 _Kind = Annotated[str, Query(pattern=r"^[a-z._-]{0,64}$")]
-_Before = Annotated[int | None, Query(ge=1, le=MAX_NUMBER)]
+_Actor = Annotated[str, Query(max_length=200, pattern=r"^[^\x00-\x1f]*$")]
+_Time = Annotated[str, Query(pattern=r"^([0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}(:[0-9]{2})?)?)?$")]
+_Text = Annotated[str, Query(max_length=100, pattern=r"^[^\x00-\x1f]*$")]
+_Before = Annotated[int | None, Query(ge=1, le=2**53 - 1)]
 
 
 @router.get("")
 def audit_page(
-    request: Request, store: StoreDep, model: _Model = "", kind: _Kind = "", before: _Before = None
+    request: Request,
+    store: StoreDep,
+    model: _Model = "",
+    kind: _Kind = "",
+    actor: _Actor = "",
+    since: _Time = "",
+    until: _Time = "",
+    text: _Text = "",
+    before: _Before = None,
 ) -> Response:
     """Entries of the log, the newest first."""
-    found = history.newest_entries(store, model=model or None, kind=kind or None, before=before, limit=ROWS)
+    asked = Filter(model, kind, actor.strip(), since, until, text.strip())
+    found = history.find_entries(store, asked.sought(), start=before, limit=ROWS, newest=True)
     rows, head = rows_of(found.items, speech_of(request)), history.log_head(store)
     return render(
         request,
@@ -39,9 +52,9 @@ def audit_page(
         rows=rows,
         next=found.next,
         head=head,
-        model=model,
-        kind=kind,
+        asked=asked,
         before=before,
+        looked=LOOKED if found.next and len(rows) < ROWS else 0,
     )
 
 
