@@ -69,7 +69,7 @@ class Speech:
         self.language = language
         self._catalogue = CATALOGUE[language]
 
-    def __call__(self, key: str, **values: Any) -> str:
+    def __call__(self, key: str, /, **values: Any) -> str:
         """A sentence. With ``n``, a catalogue may give one form for 1 and one for the rest, divided by a bar."""
         one, bar, many = self._catalogue[key].partition("|")
         text = one if not bar or values.get("n") == 1 else many

@@ -4,6 +4,7 @@ Knows: which sentence an entry of each kind is told in, and its sign. Must never
 
 Laws:
     * A kind without a sentence is told by its name: nothing is left out because nobody thought of it.
+    * A sentence names parameters of its entry, as they stand there.
     * A run of the same step is told as one sentence.
     * A reason that somebody wrote is repeated as it was written.
 """
@@ -27,6 +28,8 @@ _SIGNS: Mapping[str, tuple[str, str]] = {
     "mask.held": ("held", "warn"),
     "model.rolled_back": ("back", "blue"),
     "alias.moved": ("promoted", "good"),
+    "invariant.broken": ("warning", "bad"),
+    "webhook.disabled": ("held", "warn"),
     "cycle.failed": ("warning", "bad"),
     "cycle.started": ("running", "mute"),
     "cycle.requested": ("queued", "mute"),
@@ -44,14 +47,6 @@ _SIGNS: Mapping[str, tuple[str, str]] = {
     "promotion.rejected": ("proposal", "bad"),
 }
 
-
-_OF_MEGABATCHES = frozenset(
-    {
-        *("megabatch.erased", "megabatch.pinned", "megabatch.quarantined", "megabatch.released"),
-        *("megabatch.unpinned", "samples.erased"),
-    }
-)
-"""Kinds whose sentence names a megabatch."""
 
 _STEPS = frozenset({"mask.pruned"})
 """Kinds of which many come in a row; they are told as one."""
@@ -113,12 +108,11 @@ def _sentence(kind: str, parameters: Mapping[str, Any], t: Speech) -> str:
             return t("event.tripped", rule=rule, action=t(f"action.{action}"))
         case "megabatch.accepted", {"megabatch": number, "examples": examples}:
             return t("event.accepted", number=number, examples=t.number(examples))
-        case (("cycle.failed" | "cycle.started" | "cycle.superseded" | "cycle.requested"), {"cycle": number}):
-            return t(f"event.{kind}", number=number)
-        case (each, {"megabatch": number}) if each in _OF_MEGABATCHES:
-            return t(f"event.{kind}", number=number)
-        case ("recipe.revised", {"recipe_revision": number}):
-            return t("event.recipe.revised", number=number)
-        case (("promotion.proposed" | "promotion.approved" | "promotion.rejected"), {"version": version}):
-            return t(f"event.{kind}", version=version)
-    return t(f"event.{kind}") if t.knows(f"event.{kind}") else kind
+        case "data.swept", {"version": version}:
+            return t("event.data.swept.version", version=version)
+        case "decisions.recorded", {"count": count}:
+            return t("event.decisions.recorded", n=count, count=t.number(count))
+    try:
+        return t(f"event.{kind}", **parameters)
+    except KeyError:  # no sentence, or an entry without what its sentence names
+        return kind
