@@ -43,7 +43,9 @@ PROOFS = "audit/proofs.json"
 KEYS = "audit/keys"
 STATEMENT = "manifest.dsse.json"
 
-_ALWAYS = frozenset({README, CARD, BOM, NOTE, ENTRIES, PROOFS, KEYS, STATEMENT})
+_BEFORE = (README, CARD, BOM, NOTE, KEYS, ENTRIES, PROOFS)
+"""The members before the checkpoint, in their order. After it comes the statement."""
+
 _SMALL, _LARGE, _LINE = 1 << 24, 1 << 29, 1 << 26
 """Bytes that a small member, the proofs, and one entry may have: far more than any honest one needs."""
 
@@ -152,9 +154,10 @@ class _About:
 
 
 def _expect_members(archive: Archive, about: _About, progress: Progress | None) -> None:
-    """Every member is one that the statement names, with its digest."""
-    if archive.members.keys() != _ALWAYS | {about.name} or about.members.keys() != archive.members.keys() - {STATEMENT}:
-        strange = sorted(archive.members.keys() ^ (_ALWAYS | {about.name}))
+    """The members are those of a bundle, in their order, and each is one that the statement names, with its digest."""
+    ordered = [*_BEFORE, about.name, STATEMENT]
+    if list(archive.members) != ordered or about.members.keys() != {*ordered} - {STATEMENT}:
+        strange = sorted(archive.members.keys() ^ {*ordered}) or "they are in another order"
         raise ProofRejected(f"{STATEMENT}: the members of the file are not those of a bundle: {strange}")
     for name, wanted in about.members.items():
         state, done, size = hashlib.sha256(), 0, archive.members[name].size
