@@ -572,3 +572,19 @@ def test_people_get_pages_and_programs_get_problems(house: House) -> None:
     assert house.http.get("/nothing/here", headers=BROWSER).headers["Content-Type"].startswith("text/html")
     part = house.http.get("/models/nowhere/live", headers=PART)
     assert part.status_code == 404 and "<html" not in part.text
+
+
+@pytest.mark.parametrize(
+    ("came", "cancel"),
+    [
+        ("http://localhost:8000/models/gas/versions/3?x=1", "/models/gas/versions/3?x=1"),
+        ("http://localhost:8000/", "/"),
+        ("", "/models/gas"),
+        ("http://localhost:8000/models/gas/rollback", "/models/gas"),
+        ("http://evil.example/models/gas/versions/3", "/models/gas"),
+        ("http://localhost:8000//evil.example", "/"),
+    ],
+)
+def test_a_question_is_cancelled_to_where_it_was_asked(grown: House, came: str, cancel: str) -> None:
+    page = grown.http.get("/models/gas/rollback", headers={"Referer": came}).text
+    assert f'role="button" href="{cancel}">Cancel</a>' in page

@@ -18,6 +18,7 @@ from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from app.api.routes import megabatch_pages
 from app.config import Settings
+from app.service import webhooks
 from app.service.opening import open_store
 from app.store.migrate import migrate
 from espalier.formats import megabatch
@@ -47,6 +48,8 @@ PAGES = {
     "keys": "/keys",
     "key": "/keys/new",
     "webhooks": "/webhooks",
+    "webhook": "/webhooks/1",
+    "sign in": "/sign-in",
     "nothing": "/models/nowhere",
 }
 WIDTHS, THEMES, LANGUAGES = (360, 768, 1440), ("light", "dark"), ("en", "ja")
@@ -91,6 +94,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     random = np.random.default_rng(3)
     take(store, random.integers(0, 256, (90, 8, 8), np.uint8), np.arange(90) % 3, "pictures")
     take(store, random.normal(size=(90, 128)).astype(np.float32), np.arange(90) % 3, "values")
+    for number in (1, 2):
+        url = f"https://hooks{number}.example.com/line-3"
+        wanted = webhooks.Wanted(url, "The plant's board", frozenset({"version.published"}), frozenset({"gas"}))
+        webhooks.create_webhook(store, settings, wanted, actor=WORKER)
+    webhooks.send_test(store, 1, actor=WORKER)
     store.dispose()
     with serving(settings) as served, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
@@ -107,7 +115,8 @@ class Visit:
     wrong: list[str]
 
     def to(self, path: str) -> Page:
-        self.page.goto(self.url + path)
+        answer = self.page.goto(self.url + path)
+        assert answer is not None and answer.ok == (path != PAGES["nothing"]), path
         return self.page
 
     def serious(self) -> list[str]:
@@ -196,6 +205,24 @@ def test_a_rollback_by_keyboard_alone(visit: Visit) -> None:
     page.keyboard.press("Enter")
     expect(page.get_by_role("dialog")).to_contain_text("Champion v2 → v3.")
     assert visit.serious() == []
+
+
+def test_the_focus_comes_back_to_what_was_pressed(visit: Visit) -> None:
+    page = visit.to(PAGES["audit"])
+    page.locator("#verify-log").focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog")).to_contain_text("The log holds")
+    page.keyboard.press("Escape")
+    expect(page.locator("#verify-log")).to_be_focused()
+
+
+def test_the_page_of_what_was_deleted_is_left(visit: Visit) -> None:
+    page = visit.to("/webhooks/2")
+    page.locator("#open-delete").click()
+    page.locator("dialog .button.danger").click()
+    expect(page.get_by_role("dialog")).to_contain_text("is deleted")
+    page.keyboard.press("Escape")
+    expect(page).to_have_url(visit.url + "/webhooks")
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import Request
 from fastapi.responses import HTMLResponse
@@ -24,6 +25,7 @@ from starlette.types import Scope as AsgiScope
 
 from app.api.scopes import CALLER
 from app.api.web.assets import ASSETS
+from app.api.web.forms import local_path
 from app.api.web.speech import LANGUAGES, Speech, preferred
 from app.domain import Caller, Scope
 
@@ -132,6 +134,7 @@ def _common(request: Request, active: str) -> dict[str, Any]:
         "theme": theme if theme in THEMES else "",
         "languages": LANGUAGES,
         "here": _here(request),
+        "back": _back(request),
         "navigation": [place for place in NAVIGATION if signed_in is not None and signed_in.may(place.needs)],
         "active": active,
         "asset": lambda name: f"{root}/static/{ASSETS[name].name}",
@@ -147,3 +150,15 @@ def _here(request: Request) -> str:
     path = request.scope["path"].removeprefix(root_of(request.scope)) or "/"
     query = request.scope["query_string"].decode("latin-1")
     return f"{path}?{query}" if query else path
+
+
+def _back(request: Request) -> str:
+    """The page below the prefix that led to this one, where a question is cancelled to; empty: it is not known, or it
+    is this one, whose form was sent.
+    """
+    came, root = urlsplit(request.headers.get("referer", "")), root_of(request.scope)
+    path = came.path.removeprefix(root)
+    asked_here = path == request.scope["path"].removeprefix(root)
+    if came.netloc != request.headers.get("host") or not came.path.startswith(f"{root}/") or asked_here:
+        return ""
+    return local_path(f"{path}?{came.query}" if came.query else path)

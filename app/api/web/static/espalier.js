@@ -1,5 +1,5 @@
 // What every page does in the browser: times in the reader's zone, dialogs, live updates, copying.
-// Knows: attributes of the markup (data-events, data-live, data-keep, data-copy, data-stay). Must never know: what a page is about.
+// Knows: attributes of the markup (data-events, data-live, data-keep, data-copy, data-stay, data-leave). Must never know: what a page is about.
 "use strict";
 (() => {
   const page = document.documentElement.lang;
@@ -35,7 +35,10 @@
   let opener = null;
 
   document.addEventListener("htmx:beforeRequest", (event) => {
-    if (event.detail.target === dialog && !dialog.open) opener = event.detail.elt.id;
+    if (event.detail.target !== dialog || dialog.open) return;
+    const { elt, requestConfig } = event.detail;
+    const pressed = requestConfig.triggeringEvent && requestConfig.triggeringEvent.submitter;
+    opener = elt.id || (pressed && pressed.id);
   });
   document.addEventListener("htmx:afterSwap", (event) => {
     if (event.detail.target !== dialog) return;
@@ -52,6 +55,8 @@
     }
   });
   dialog.addEventListener("close", () => {
+    const leave = dialog.querySelector("a[data-leave]"); // what the page is about is gone: there is nothing to go back to
+    if (leave) location.assign(leave.href);
     dialog.replaceChildren();
     const back = opener && document.getElementById(opener);
     if (back) back.focus();
