@@ -18,7 +18,9 @@ from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from app.api.routes import megabatch_pages
 from app.config import Settings
-from app.service import webhooks
+from app.domain import Scope
+from app.service import access, webhooks
+from app.service.keyring import LOCAL
 from app.service.opening import open_store
 from app.store.migrate import migrate
 from espalier.formats import megabatch
@@ -59,9 +61,13 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this ma
 
 @dataclass
 class Site:
-    """A service with a model of four versions, one that is empty and two with examples to look at, and a browser."""
+    """A service with a model of four versions, one that is empty and two with examples to look at; one that asks for
+    its key; and a browser.
+    """
 
     url: str
+    locked: str
+    key: str
     settings: Settings
     browser: Browser
 
@@ -100,9 +106,17 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         webhooks.create_webhook(store, settings, wanted, actor=WORKER)
     webhooks.send_test(store, 1, actor=WORKER)
     store.dispose()
-    with serving(settings) as served, sync_playwright() as playwright:
+    apart = Settings(data_dir=tmp_path_factory.mktemp("locked"))
+    migrate(apart.resolved_database_url)
+    store = open_store(apart)
+    wanted = access.Wanted("anna", frozenset(Scope))
+    key = access.create_key(store, wanted, caller=LOCAL, actor=WORKER).text
+    access.create_key(store, access.Wanted("line-3", frozenset({Scope.INGEST})), caller=LOCAL, actor=WORKER)
+    access.revoke_key(store, "line-3", reason="it was printed on a sheet", actor=WORKER)
+    store.dispose()
+    with serving(settings) as served, serving(apart) as locked, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield Site(served.url, settings, browser)
+        yield Site(served.url, locked.url, key, settings, browser)
         browser.close()
 
 
@@ -111,12 +125,25 @@ class Visit:
     """One page of a browser, and what went wrong on it."""
 
     page: Page
-    url: str
+    site: Site
     wrong: list[str]
 
+    @property
+    def url(self) -> str:
+        return self.site.url
+
     def to(self, path: str) -> Page:
-        answer = self.page.goto(self.url + path)
+        """A page; that of keys on the service that asks for one, signed in by the page that asks."""
+        if path == PAGES["keys"]:
+            self.page.goto(f"{self.site.locked}/sign-in?next={path}")
+            self.page.locator("input[name=key]").fill(self.site.key)
+            self.page.locator("main button.primary").click()
+            expect(self.page).to_have_url(self.site.locked + path)
+            return self.page
+        there = (self.site.locked if path == PAGES["sign in"] else self.url) + path
+        answer = self.page.goto(there)
         assert answer is not None and answer.ok == (path != PAGES["nothing"]), path
+        assert self.page.url == there
         return self.page
 
     def serious(self) -> list[str]:
@@ -145,8 +172,8 @@ def visit(site: Site, request: pytest.FixtureRequest) -> Iterator[Visit]:
     expected = "Failed to load resource: the server responded with a status of 4"
     page.on("console", lambda m: m.type in ("error", "warning") and expected not in m.text and wrong.append(m.text))
     page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("request", lambda r: r.url.startswith((site.url, "data:")) or wrong.append(f"asked {r.url}"))
-    yield Visit(page, site.url, wrong)
+    page.on("request", lambda r: r.url.startswith((site.url, site.locked, "data:")) or wrong.append(f"asked {r.url}"))
+    yield Visit(page, site, wrong)
     context.close()
     assert not wrong
 
