@@ -6,6 +6,7 @@ text that a database cannot keep. Must never know: what a body is for.
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 from collections import Counter
@@ -19,6 +20,8 @@ from app.api.problems import BODY_TOO_LARGE, MALFORMED_JSON, UNSUPPORTED_MEDIA, 
 
 MAX_BYTES = 1024 * 1024
 MAX_LEVELS = 32
+MAX_DIGITS = 400
+"""Of an integer: more than the largest 64-bit float has."""
 
 
 class JsonRequest(Request):
@@ -64,12 +67,15 @@ def parse(body: bytes) -> Any:
     Raises:
         HttpProblem: 400, with the pointer where there is one.
     """
+    if body.startswith(codecs.BOM_UTF8):
+        raise _malformed("it begins with a byte order mark; send it without")
     try:
         value = json.loads(
             body.decode("utf-8"),
             object_pairs_hook=_without_duplicates,
             parse_constant=_refuse_constant,
             parse_float=_finite,
+            parse_int=_bounded,
         )
     except RecursionError:
         raise _malformed(f"nested more than {MAX_LEVELS} levels deep") from None
@@ -124,6 +130,12 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"the number {text[:40]} is too large for a 64-bit float")
     return value
+
+
+def _bounded(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise ValueError(f"a number has {len(text)} digits; {MAX_DIGITS} are the most that is read")
+    return int(text)
 
 
 def _check_declared(content_type: str, encoding: str) -> None:

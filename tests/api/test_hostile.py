@@ -294,6 +294,19 @@ def test_hostile_json_is_refused(body: str, shut_house: House) -> None:
     assert state(shut_house) == before
 
 
+@pytest.mark.parametrize(
+    "body, told",
+    [
+        (b'\xef\xbb\xbf{"name": "gas"}', "byte order mark; send it without"),
+        (b'{"seed": ' + b"9" * 5_000 + b"}", "a number has 5000 digits; 400 are the most"),
+    ],
+)
+def test_json_is_refused_in_words_for_who_sent_it(body: bytes, told: str, shut_house: House) -> None:
+    answer = shut_house.http.post("/v1/models", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400
+    assert told in answer.json()["detail"]
+
+
 def test_the_service_still_takes_what_is_sound(shut_house: House) -> None:
     answer: Response = shut_house.upload(seed=99)
     assert answer.status_code == 201
