@@ -162,6 +162,11 @@ class Notary:
             self._files.write_signers([key])
         return (key,)
 
+    def tidy(self) -> None:
+        """Remove what a process left that was killed while it wrote a key or a checkpoint."""
+        with self._files.alone():
+            pass
+
     # -- epochs --------------------------------------------------------------------------------------------------------
 
     def begin_epoch(self, reason: str, actor: Actor, *, new_key: bool = False) -> LogHead:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,9 @@ from app.errors import Fault
 from app.store.blobs.staging import disk_errors, fsync_folder
 from espalier.errors import ProofRejected
 from espalier.formats.note import SignerKey
+
+_UNFINISHED = re.compile(r"\.[0-9a-f]{16}")
+"""How the name of a file ends that is being written."""
 
 
 class SigningFiles:
@@ -38,15 +42,25 @@ class SigningFiles:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """While this lasts, no other process of this machine signs."""
+        """While this lasts, no other process of this machine signs. What one left that was killed as it wrote is gone: it
+        may be a key.
+        """
         with disk_errors():
             self._lock.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
+            self._tidy()
             yield
         finally:
             os.close(handle)
+
+    def _tidy(self) -> None:
+        for path in (self.keys, self._checkpoint):
+            with disk_errors():
+                for left in path.parent.glob(f".{path.name}.*"):
+                    if _UNFINISHED.fullmatch(left.suffix):
+                        left.unlink(missing_ok=True)
 
     # -- keys ----------------------------------------------------------------------------------------------------------
 

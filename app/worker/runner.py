@@ -33,6 +33,7 @@ from app.domain import Actor
 from app.errors import StoreBusy
 from app.service.cycles import enqueue_due
 from app.service.lease import Running
+from app.service.notary import Notary
 from app.service.outcomes import reclaim, sweep
 from app.service.removal import sweep_erased
 from app.service.retention import retain
@@ -193,6 +194,7 @@ class Worker:
             self._wake.set()
 
     def _sweep(self) -> None:
+        Notary(self._store, self._settings).tidy()
         given_up_uploads = sweep_uploads(self._store, self._settings)
         if given_up_uploads:
             log.info("gave up or forgot %d uploads", given_up_uploads)

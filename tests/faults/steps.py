@@ -381,7 +381,9 @@ def _plain(value: Any) -> Any:
     """A document without what a clock or a random number put into it."""
     if isinstance(value, dict):
         return {
-            k: _plain(v) for k, v in sorted(value.items()) if not k.endswith(("_seconds", "_at")) and k not in _CHANCE
+            k: _plain(v)
+            for k, v in sorted(value.items())
+            if not k.endswith(("_seconds", "_ms", "_at")) and k not in _CHANCE
         }
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
@@ -419,6 +421,7 @@ def tidied(place: Place) -> list[str]:
     """What is left when everything that nobody names is old and was swept: files that no row accounts for."""
     store, now = place.store, place.store.clock
     store.clock = lambda: now() + timedelta(seconds=3 * OLD)
+    place.notary.tidy()
     uploads.sweep_uploads(store, place.settings)
     outcomes.sweep(store, place.settings, ACTOR)
     store.clock = now

@@ -102,6 +102,9 @@ def furnish(house: House) -> None:
         house.create(name, input=INPUT).raise_for_status()
         for seed in (1, 2):
             house.publish(seed, name)
+    wood = make_model(store, "wood")
+    for _ in range(2):  # before anything waits: the next cycle is claimed, whosever it is
+        make_recorded(store, wood, {1: {5: FRESH, 6: FRESH}, 2: {7: OLD}}, validation={5: (0, 0, 0.5)})
     house._take_in(3, "gas")
     megabatches.pin_megabatch(store, "gas", 3, pinned=True, reason="rare", actor=ACTOR)
     rolled = {"to": "1", "reason": "line 3", "quarantine": [2]}
@@ -111,9 +114,6 @@ def furnish(house: House) -> None:
     for example in ("e-1", "e-2"):
         made = DecisionDraft(1, checkpoint_of(store, 1), example, "a", 0.5, now(store))
         decisions.record_decisions(store, "gas", [made], actor=ACTOR)
-    wood = make_model(store, "wood")
-    for _ in range(2):
-        make_recorded(store, wood, {1: {5: FRESH, 6: FRESH}, 2: {7: OLD}}, validation={5: (0, 0, 0.5)})
     with store.transaction(ACTOR) as tx:
         for _ in range(300):  # more than a tile
             tx.audit.append("test.noise", model=None)

@@ -72,6 +72,18 @@ def test_while_nothing_is_appended_nothing_is_written(store: Store, settings: Se
         assert len(tx.audit.checkpoints((1, 1), 10)) == 1
 
 
+def test_what_a_killed_process_was_writing_is_removed(store: Store, settings: Settings) -> None:
+    signer = notary(store, settings)
+    signer.checkpoint()
+    keys, log = settings.data_dir / "keys", settings.data_dir / "log"
+    unfinished = [keys / ".log.key.00112233445566ff", log / ".checkpoint.0011223344556677"]
+    others = [keys / ".log.key.backup", log / "lock", log / "checkpoint", keys / "log.key"]
+    for path in (*unfinished, others[0]):
+        path.write_text("half a li")
+    signer.tidy()
+    assert not any(path.exists() for path in unfinished) and all(path.exists() for path in others)
+
+
 def test_a_lost_key_ends_an_epoch(store: Store, settings: Settings) -> None:
     grow(store, 3)
     old = notary(store, settings)
