@@ -42,8 +42,8 @@ class SigningFiles:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """While this lasts, no other process of this machine signs. What one left that was killed as it wrote is gone: it
-        may be a key.
+        """While this lasts, no other process of this machine signs; what one left that was killed as it wrote, maybe a
+        key, is gone.
         """
         with disk_errors():
             self._lock.parent.mkdir(parents=True, exist_ok=True)

@@ -295,7 +295,7 @@ def test_hostile_json_is_refused(body: str, shut_house: House) -> None:
 
 
 @pytest.mark.parametrize(
-    "body, told",
+    ("body", "told"),
     [
         (b'\xef\xbb\xbf{"name": "gas"}', "byte order mark; send it without"),
         (b'{"seed": ' + b"9" * 5_000 + b"}", "a number has 5000 digits; 400 are the most"),
