@@ -588,3 +588,61 @@ def test_people_get_pages_and_programs_get_problems(house: House) -> None:
 def test_a_question_is_cancelled_to_where_it_was_asked(grown: House, came: str, cancel: str) -> None:
     page = grown.http.get("/models/gas/rollback", headers={"Referer": came}).text
     assert f'role="button" href="{cancel}">Cancel</a>' in page
+
+
+@pytest.mark.parametrize("headers", [SAME, {**SAME, **PART}], ids=["page", "dialog"])
+@pytest.mark.parametrize(
+    ("path", "form", "wrong", "kept"),
+    [
+        (
+            *("/models/gas/rollback", {"to": "1", "reason": "", "back": "/models/gas/versions/2"}),
+            *("reason", ['value="1" selected', 'href="/models/gas/versions/2"']),
+        ),
+        (
+            *("/keys", {"name": "Not A Name", "scope": "train", "models": "gas <1>", "days": "30"}, "name"),
+            ['value="Not A Name"', 'value="train" checked', 'value="gas &lt;1&gt;"', 'value="30" selected'],
+        ),
+        (
+            *("/webhooks", {"url": "ftp://x", "description": "the board", "kinds": "version.published"}, "url"),
+            ['value="ftp://x"', 'value="the board"', 'value="version.published"'],
+        ),
+        ("/models/gas/pause", {"state": "paused", "reason": "x" * 2001}, "reason", ["x" * 2001 + "</textarea>"]),
+    ],
+)
+def test_a_refused_form_keeps_what_was_typed_and_says_beside_the_field_what_is_wrong(
+    grown: House, path: str, form: dict[str, str], wrong: str, kept: list[str], headers: dict[str, str]
+) -> None:
+    answer = grown.http.post(path, data={"revision": "3", **form}, headers={**BROWSER, **headers})
+    assert answer.status_code == 422 and ("<html" in answer.text) == (headers == SAME)
+    assert answer.headers["Content-Security-Policy"] == POLICY and "Nothing was changed" in answer.text
+    field = (
+        rf'<(?:input|textarea)[^>]* name="{wrong}"[^>]* aria-invalid="true" aria-describedby="wrong-{wrong}" autofocus'
+    )
+    assert len(re.findall(field, answer.text)) == 1 and answer.text.count("autofocus") == 1
+    assert answer.text.count(f'id="wrong-{wrong}"') == 1
+    for each in kept:
+        assert each in answer.text, each
+    if not form.get(wrong):
+        japanese = grown.http.post(path, data=form, headers={**BROWSER, **headers, "Accept-Language": "ja"})
+        assert "入力してください" in japanese.text
+
+
+def test_a_question_that_is_asked_again_is_that_of_now(grown: House) -> None:
+    form = {"to": "1", "revision": "1", "reason": "line 3 was <miscalibrated>", "back": "javascript:alert(1)"}
+    answer = grown.http.post("/models/gas/rollback", data=form, headers={**SAME, **PART})
+    assert answer.status_code == 412 and "Somebody was faster" in answer.text
+    assert "line 3 was &lt;miscalibrated&gt;</textarea>" in answer.text and "javascript" not in answer.text
+    (revision,) = re.findall(r'name="revision" value="(\d+)"', answer.text)
+    again = grown.http.post("/models/gas/rollback", data={**form, "revision": revision}, headers={**SAME, **PART})
+    assert "Champion v3 → v1" in text_of(again)
+
+
+def test_a_recipe_that_cannot_be_read_stays_in_its_form(grown: House) -> None:
+    form = {"document": '{"shedule": 1}', "target": "12.5", "preset": "dense"}
+    page = grown.http.post("/models/gas/recipe/preview", data=form, headers={**BROWSER, **SAME})
+    assert page.status_code == 422 and 'aria-describedby="wrong-document"' in page.text
+    assert "unknown key" in page.text and html.escape(form["document"]).replace("&quot;", "&#34;") in page.text
+    assert 'value="12.5"' in page.text and "<option selected>dense</option>" in page.text
+    form = {"document": '{"schedule": {"stages": 4}}', "seen": "1", "reason": ""}
+    asked = grown.http.post("/models/gas/recipe", data=form, headers={**SAME, **PART})
+    assert asked.status_code == 422 and 'aria-describedby="wrong-reason"' in asked.text

@@ -75,7 +75,7 @@ def test_a_preset_takes_the_place_of_the_recipe(grown: House) -> None:
         ({"target": "twenty"}, 422, "number of percent"),
         ({"target": "120"}, 422, "/schedule/"),
         ({"preset": "nothing"}, 422, "unknown preset"),
-        ({"document": '{"schedule": {"stages": 4}}', "reason": ""}, 422, "reason is empty"),
+        ({"document": '{"schedule": {"stages": 4}}', "reason": ""}, 422, "Fill this in"),
         ({"document": "{}", "reason": "x"}, 409, "says that already"),
         ({"document": '{"schedule": {"stages": 4}}', "seen": "7"}, 409, "look at the preview again"),
     ],

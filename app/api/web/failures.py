@@ -17,6 +17,7 @@ from fastapi.responses import RedirectResponse, Response
 from starlette.types import Scope
 
 from app.api.problems import REQUEST_ID, problem_response
+from app.api.web.refusals import asked_again
 from app.api.web.rendering import render, root_of
 
 _PROGRAMS = ("/v1", "/openapi.json", "/livez", "/readyz", "/metrics", "/static")
@@ -46,6 +47,11 @@ def answer_failure(scope: Scope, error: Exception) -> Response:
 
 async def on_failure(request: Request, error: Exception) -> Response:
     """Exception handler for everything that FastAPI would answer in another shape."""
+    if request.method == "POST" and _is_person(request):
+        problem = problem_response(error, request.scope.get(REQUEST_ID))
+        again = await asked_again(request, error, json.loads(bytes(problem.body)))
+        if again is not None:
+            return again
     return answer_failure(request.scope, error)
 
 

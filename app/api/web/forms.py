@@ -14,6 +14,9 @@ from fastapi import Depends, Request
 from app.api.problems import BODY_TOO_LARGE, INVALID_REQUEST, UNSUPPORTED_MEDIA, HttpProblem
 from app.api.strict_json import parse
 
+SENT = "espalier.form"
+"""Where the fields of a request's form are left in an ASGI scope."""
+
 MOST_BYTES = 64 * 1024
 _MOST_FIELDS = 200
 _PERCENT = re.compile(r"[0-9]{1,3}(\.[0-9]{1,9})?")
@@ -30,7 +33,7 @@ class Fields:
         """A field's text without the spaces around it; empty where it is absent."""
         found = next((value for key, value in self._pairs if key == name), "").strip()
         if len(found) > most:
-            raise HttpProblem(INVALID_REQUEST, f"{name} is longer than {most} characters: say it in fewer words")
+            raise _wrong(name, f"{name} is longer than {most} characters: say it in fewer words")
         return found
 
     def json(self, name: str, *, most: int = 20_000) -> Any:
@@ -40,7 +43,10 @@ class Fields:
             HttpProblem: 400 or 422, it holds something else.
         """
         found = self.text(name, most=most)
-        return parse(found.encode()) if found else None
+        try:
+            return parse(found.encode()) if found else None
+        except HttpProblem as problem:
+            raise HttpProblem(problem.kind, problem.detail, errors=_faults(name, problem.detail)) from problem
 
     def percent(self, name: str) -> float | None:
         """A field with a number of percent, as a share; None where it is empty.
@@ -52,7 +58,7 @@ class Fields:
         if not found:
             return None
         if _PERCENT.fullmatch(found) is None:
-            raise HttpProblem(INVALID_REQUEST, f"{name} must be a number of percent, such as 12.5: correct it")
+            raise _wrong(name, f"{name} must be a number of percent, such as 12.5: correct it")
         return float(found) / 100
 
     def needed(self, name: str) -> str:
@@ -63,7 +69,7 @@ class Fields:
         """
         found = self.text(name)
         if not found:
-            raise HttpProblem(INVALID_REQUEST, f"{name} is empty: fill it in, and send the form again")
+            raise _wrong(name, f"{name} is empty: fill it in, and send the form again")
         return found
 
     def number(self, name: str) -> int:
@@ -74,7 +80,7 @@ class Fields:
         """
         found = self.text(name)
         if not (found.isascii() and found.isdecimal() and len(found) <= 9):
-            raise HttpProblem(INVALID_REQUEST, f"{name} must be a whole number: open the form anew")
+            raise _wrong(name, f"{name} must be a whole number: open the form anew")
         return int(found)
 
     def numbers(self, name: str) -> list[int]:
@@ -90,12 +96,22 @@ class Fields:
         return any(key == name for key, _ in self._pairs)
 
 
+def _wrong(name: str, why: str) -> HttpProblem:
+    return HttpProblem(INVALID_REQUEST, why, errors=_faults(name, why))
+
+
+def _faults(name: str, why: str) -> list[dict[str, str]]:
+    return [{"pointer": f"/{name}", "detail": why}]
+
+
 async def fields_of(request: Request) -> Fields:
-    """The form that a request brings.
+    """The form that a request brings; of one that was refused and is asked about again, what it brought before.
 
     Raises:
         HttpProblem: 413, 415, 422: it brings something else.
     """
+    if isinstance(sent := request.scope.get(SENT), Fields):
+        return sent
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM:
         raise HttpProblem(UNSUPPORTED_MEDIA, f"send a form, with Content-Type: {_FORM}")
     read = bytearray()
@@ -109,7 +125,8 @@ async def fields_of(request: Request) -> Fields:
         raise HttpProblem(INVALID_REQUEST, "the form cannot be read: open the page anew") from error
     if any("\0" in key + value for key, value in pairs):
         raise HttpProblem(INVALID_REQUEST, "the form holds a character that cannot be kept: leave it out")
-    return Fields(pairs)
+    fields = request.scope[SENT] = Fields(pairs)
+    return fields
 
 
 Form = Annotated[Fields, Depends(fields_of)]

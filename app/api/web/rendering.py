@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,11 +21,12 @@ from urllib.parse import urlsplit
 from fastapi import Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from starlette.types import Scope as AsgiScope
 
 from app.api.scopes import CALLER
 from app.api.web.assets import ASSETS
-from app.api.web.forms import local_path
+from app.api.web.forms import MOST_BYTES, local_path
 from app.api.web.speech import LANGUAGES, Speech, preferred
 from app.domain import Caller, Scope
 
@@ -43,6 +44,9 @@ HEADERS = {
     "Referrer-Policy": "same-origin",  # without it a browser says of a form that it comes from nowhere
     "Vary": "HX-Request",
 }
+
+REFUSED = "espalier.refused"
+"""Where a form's refusal is left in the ASGI scope of the question that is asked again."""
 
 THEMES = ("light", "dark")
 LANGUAGE_COOKIE = "espalier-language"
@@ -121,6 +125,7 @@ def render(request: Request, template: str, *, status: int = 200, active: str = 
 
 
 def _common(request: Request, active: str) -> dict[str, Any]:
+    refused = request.scope.get(REFUSED)
     speech, root, caller = speech_of(request), root_of(request.scope), request.scope.get(CALLER)
     theme = request.cookies.get(THEME_COOKIE)
     signed_in = caller if isinstance(caller, Caller) and caller.scopes else None
@@ -134,7 +139,13 @@ def _common(request: Request, active: str) -> dict[str, Any]:
         "theme": theme if theme in THEMES else "",
         "languages": LANGUAGES,
         "here": _here(request),
-        "back": _back(request),
+        "back": _back(request) if not refused else local_path(came) if (came := refused.fields.text("back")) else "",
+        "refused": refused,
+        "state": partial(_state, refused.field if refused else ""),
+        "typed": lambda name, otherwise="": refused.fields.text(name, most=MOST_BYTES) if refused else otherwise,
+        "chosen": lambda name, value, otherwise=False: (
+            str(value) in refused.fields.texts(name) if refused else otherwise
+        ),
         "navigation": [place for place in NAVIGATION if signed_in is not None and signed_in.may(place.needs)],
         "active": active,
         "asset": lambda name: f"{root}/static/{ASSETS[name].name}",
@@ -150,6 +161,15 @@ def _here(request: Request) -> str:
     path = request.scope["path"].removeprefix(root_of(request.scope)) or "/"
     query = request.scope["query_string"].decode("latin-1")
     return f"{path}?{query}" if query else path
+
+
+def _state(wrong: str, name: str, *, first: bool = False) -> Markup:
+    """What a field says of itself: that it is wrong, and by what; the wrong one is where the writing goes on, else the
+    first.
+    """
+    if name == wrong:
+        return Markup(' aria-invalid="true" aria-describedby="wrong-{}" autofocus').format(name)
+    return Markup(" autofocus") if first and not wrong else Markup()
 
 
 def _back(request: Request) -> str:
