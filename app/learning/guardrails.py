@@ -17,8 +17,7 @@ Laws:
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,6 +25,7 @@ from app.domain import ACTIONS, HOLDING, Trip, Verdict
 from app.learning.drift import Drift
 from app.learning.history import History, Hold
 from app.learning.recipe import Divergence, GapChange
+from app.learning.recipe.guardrails import named_rules
 from app.learning.rules import RULES, Evidence, Finding
 from app.learning.watches import ON_ARRIVAL, on_arrival
 
@@ -56,7 +56,7 @@ def judge(guardrails: Sequence[Any], evidence: Evidence) -> Judgement:
 
     Reasons of rules that tripped come first, then breaches that have not tripped yet, then the others, then the notes.
     """
-    answers = [_asked(rule, options, evidence) for rule, options in _named(guardrails)]
+    answers = [_asked(rule, options, evidence) for rule, options in named_rules(guardrails)]
     trips = tuple(answer.trip for answer in answers if answer.trips)
     withholding = [answer.trip for answer in answers if answer.withholds]
     reasons = [f"{a.rule}: {a.words}" for a in sorted(answers, key=_rank) if a.words]
@@ -79,7 +79,7 @@ def held_on_arrival(guardrails: Sequence[Any], history: History, drift: Mapping[
         history: of the lineage before the cycle.
         drift: how far each new megabatch lies from the past, by number.
     """
-    asked = [(rule, o) for rule, o in _named(guardrails) if type(o) in ON_ARRIVAL and o.then in HOLDING]
+    asked = [(rule, o) for rule, o in named_rules(guardrails) if type(o) in ON_ARRIVAL and o.then in HOLDING]
     answers = [_Answer(rule, o, on_arrival(o, drift), history.breaches.get(rule, 0)) for rule, o in asked]
     return "; ".join(f"{a.rule} tripped ({a.words})" for a in answers if a.trips) or None
 
@@ -96,7 +96,7 @@ def diverged(guardrails: Sequence[Any], reason: str) -> Trip | None:
     """
     asking = [
         Trip(rule, options.then, 1, options.recover_after, reason)
-        for rule, options in _named(guardrails)
+        for rule, options in named_rules(guardrails)
         if isinstance(options, Divergence) and options.then in ("retry", "hold")
     ]
     return _strictest(asking) if asking else None
@@ -151,15 +151,6 @@ class _Answer:
     def report(self) -> dict[str, Any]:
         found = {"passed": self.finding.passed, "tripped": self.trips, "breaches": self.breaches}
         return {"name": self.rule} | found | self.finding.figures
-
-
-def _named(guardrails: Sequence[Any]) -> Iterator[tuple[str, Any]]:
-    """Each rule's options with its name; the second of a name is ``accuracy-floor#2``, and so on."""
-    seen = Counter[str]()
-    for options in guardrails:
-        seen[options.name] += 1
-        count = seen[options.name]
-        yield (options.name if count == 1 else f"{options.name}#{count}"), options
 
 
 def _strictest(trips: Sequence[Trip]) -> Trip:

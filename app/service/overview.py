@@ -38,6 +38,7 @@ from app.domain import (
 )
 from app.errors import UnknownAlias
 from app.learning.recipe import Recipe, final_density
+from app.learning.recipe.guardrails import limits_of
 from app.service.release import alias_or_none
 from app.store.database import Store, Transaction
 from app.store.overviews import Column, Kin
@@ -193,6 +194,7 @@ class VersionPage:
         inherited: layers of its parent.
         is_ancestor: whether the champion descends from it, so that a rollback may go there.
         entries: of the log about it, oldest first.
+        limits: what the guardrails of its recipe accept, by rule.
         aliases: that point to it.
         newest, oldest: numbers of the model's last and first version.
     """
@@ -208,6 +210,7 @@ class VersionPage:
     aliases: Sequence[str]
     evaluation: EvaluationSet | None
     entries: Sequence[AuditEntry]
+    limits: Mapping[str, float]
     newest: int
     oldest: int
 
@@ -414,6 +417,7 @@ def view_version(store: Store, name: str, ref: str) -> VersionPage:
             aliases=[each for each, number in tx.ledger.pointed(model).items() if number == version.number],
             evaluation=tx.buffer.evaluation(model),
             entries=tx.audit.about(name, [("cycle", version.cycle), ("version", version.number)]),
+            limits=limits_of(Recipe.resolve(tx.ledger.recipe(name, version.recipe_revision).document).guardrails),
             newest=_newest(tx, name),
             oldest=_oldest(tx, name, version.number),
         )

@@ -21,8 +21,11 @@ from app.api.web.forms import local_path
 from app.api.web.rendering import NAVIGATION, POLICY, TEMPLATES
 from app.api.web.speech import CATALOGUE, LANGUAGES, Speech, preferred
 from app.api.web.telling import tell
+from app.api.web.verdicts import reasons_of
 from app.api.web.version_page import _LATENCIES, _PLAIN, _POINTS, _SECONDS, _SHARES
 from app.domain import AuditEntry, DeliveryState, Phase, Scope, VersionStatus
+from app.learning.recipe import ClassFloor, Guardrail
+from app.learning.recipe.guardrails import limits_of
 from app.service import access, overview
 from app.service.decisions import RECORDED
 from app.service.keyring import LOCAL
@@ -31,6 +34,8 @@ from tests.api.test_polling import statements
 from tests.lineages import Lineage
 
 WEB = TEMPLATES.parent
+RULED = tuple(get_args(rule.model_fields["name"].annotation)[0] for rule in get_args(get_args(Guardrail)[0]))
+"""Names of every guardrail."""
 BROWSER = {"Accept": "text/html,application/xhtml+xml"}
 PART = {"HX-Request": "true"}
 SAME = {"Origin": "http://localhost:8000"}
@@ -80,6 +85,7 @@ def spoken() -> set[str]:
         "metric": (*_SHARES, *_POINTS, *_PLAIN, *_LATENCIES, *_SECONDS),
         "nav": tuple(place.key for place in NAVIGATION),
         "phase": tuple(Phase),
+        "reason": tuple(f"{rule}{part}" for rule in RULED for part in ("", ".do")),
         "recipe.side": ("before", "after"),
         "phase.state": ("done", "now", "next"),
         "scope": tuple(Scope),
@@ -133,6 +139,52 @@ def test_every_kind_has_a_sentence(house: House, language: str) -> None:
         entry = AuditEntry(1, house.store.clock(), kind, "anna", None, {"parameters": parameters, "reason": None}, "")
         told = tell(entry, Speech(language)).text
         assert told != kind and "{" not in told, kind
+
+
+def test_a_guardrail_that_tripped_says_why_in_the_reader_s_language(house: House) -> None:
+    parameters = {"rule": "accuracy-drop", "action": "hold", "figures": {"drop": "0.031", "examples": 400}}
+    document = {"parameters": parameters, "reason": "accuracy 0.9 is 0.031 below the champion's"}
+    entry = AuditEntry(1, house.store.clock(), "guardrail.tripped", "worker", "gas", document, "")
+    assert tell(entry, Speech("ja")).reason == document["reason"], "not without the figures that its sentence names"
+    parameters["figures"]["p_value"] = "0.004"
+    assert "チャンピオンより精度が 3.1\xa0ポイント 低く" in tell(entry, Speech("ja")).reason
+    assert "fell by 3.1\xa0pt" in tell(entry, Speech("en")).reason
+
+
+@pytest.mark.parametrize(
+    ("language", "told"),
+    [
+        (
+            "en",
+            [
+                "class-floor: 1 of 6 classes are below the floor, worst Toluene: 71.0\xa0% of 100 examples, "
+                "79.0\xa0% at most (limit 80.0\xa0%). Upload more examples of them, or balance the class weights.",
+                "accuracy-floor#2: unheard of",
+                "a note",
+            ],
+        ),
+        (
+            "ja",
+            [
+                "class-floor: 6 クラス中 1 クラスが下限未満、最低は Toluene: 100 例で 71.0\xa0%、高く見ても 79.0\xa0%"
+                "（限度 80.0\xa0%）。そのクラスのデータを増やすか、クラスの重みを均等にしてください。",
+                "accuracy-floor#2: unheard of",
+                "a note",
+            ],
+        ),
+    ],
+)
+def test_a_verdict_is_told_from_its_figures_and_what_is_not_known_as_it_was_recorded(
+    language: str, told: list[str]
+) -> None:
+    figures = {"classes": 6, "worst_class": 1, "worst_accuracy": "0.71", "worst_examples": 100, "below": [1]}
+    rule = {"name": "class-floor", "passed": False, "tripped": True, "breaches": 1, "worst_upper_bound": "0.79"}
+    other = {"name": "accuracy-floor#2", "passed": False, "tripped": False, "breaches": 1, "accuracy": "unheard of"}
+    recorded = ("class-floor: accuracy is below the floor", "accuracy-floor#2: unheard of", "a note")
+    limits = limits_of([ClassFloor(at_least=0.8)])
+    found = reasons_of(recorded, [{**rule, **figures}, other], limits, ("Acetone", "Toluene"), Speech(language))
+    assert [reason.text for reason in found] == told
+    assert [reason.recorded for reason in found] == [False, True, True]
 
 
 @pytest.mark.parametrize("path", sorted(TEMPLATES.rglob("*.html")), ids=lambda path: path.name)

@@ -6,7 +6,7 @@ Laws:
     * A kind without a sentence is told by its name: nothing is left out because nobody thought of it.
     * A sentence names parameters of its entry, as they stand there.
     * A run of the same step is told as one sentence.
-    * A reason that somebody wrote is repeated as it was written.
+    * A reason that somebody wrote is repeated as it was written; what a guardrail found is told from its figures.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from itertools import groupby
 from typing import Any
 
 from app.api.web.speech import Speech
+from app.api.web.verdicts import why
 from app.domain import CHAMPION, AuditEntry
 
 _SIGNS: Mapping[str, tuple[str, str]] = {
@@ -70,6 +71,8 @@ def tell(entry: AuditEntry, t: Speech) -> Told:
     sign, tone = _SIGNS.get(entry.kind, ("entry", "mute"))
     parameters: Mapping[str, Any] = entry.document["parameters"]
     reason = entry.document["reason"] or ""
+    if entry.kind == "guardrail.tripped":
+        reason = why(str(parameters["rule"]), parameters.get("figures") or {}, t) or reason
     return Told(entry.seq, sign, tone, _sentence(entry.kind, parameters, t), reason, entry.actor, entry.time)
 
 

@@ -13,6 +13,7 @@ from app.api.web.drawing import Tree, tree
 from app.api.web.estimates import Estimate
 from app.api.web.speech import Speech
 from app.api.web.telling import Told, tell_all
+from app.api.web.verdicts import Reason, reasons_of
 from app.domain import Layer, VersionStatus
 from app.service.overview import VersionPage
 
@@ -82,7 +83,7 @@ class Shown:
     status: str
     aliases: Sequence[str]
     passed: bool
-    reasons: Sequence[str]
+    reasons: Sequence[Reason]
     restored: int | None
     metrics: Sequence[Metric]
     layers: Sequence[LayerRow]
@@ -126,7 +127,7 @@ def shown(page: VersionPage, t: Speech) -> Shown:
         status=t(f"sign.{sign}"),
         aliases=[alias for alias in page.aliases if alias != "champion"],
         passed=version.verdict.passed,
-        reasons=version.verdict.reasons,
+        reasons=_reasons(page, t),
         restored=version.verdict.restored,
         metrics=_metrics(page, t),
         layers=_layers(version.layers, page.before.layers if page.before else ()),
@@ -148,6 +149,12 @@ def shown(page: VersionPage, t: Speech) -> Shown:
         previous=version.number - 1 if version.number > page.oldest else None,
         next=version.number + 1 if version.number < page.newest else None,
     )
+
+
+def _reasons(page: VersionPage, t: Speech) -> list[Reason]:
+    judged = [entry.document["parameters"] for entry in page.entries if entry.kind == "cycle.judged"]
+    rules = judged[-1].get("rules", ()) if judged else ()
+    return reasons_of(page.version.verdict.reasons, rules, page.limits, page.model.input.classes or (), t)
 
 
 def _metrics(page: VersionPage, t: Speech) -> list[Metric]:

@@ -5,7 +5,9 @@ Knows: names, limits, actions. Must never know: how a rule is judged.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Union
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal, Union
 
 from pydantic import Field
 
@@ -155,3 +157,24 @@ Guardrail = Annotated[
     ],
     Field(discriminator="name"),
 ]
+
+
+def named_rules(guardrails: Sequence[Any]) -> Iterator[tuple[str, Any]]:
+    """Each rule's options with its name; the second of a name is ``accuracy-floor#2``, and so on."""
+    seen = Counter[str]()
+    for options in guardrails:
+        seen[options.name] += 1
+        count = seen[options.name]
+        yield (options.name if count == 1 else f"{options.name}#{count}"), options
+
+
+def limits_of(guardrails: Sequence[Any]) -> dict[str, float]:
+    """What each rule accepts, by name: the most, the least or the factor; rules without a figure of their own are
+    absent.
+    """
+    return {
+        rule: float(getattr(options, name))
+        for rule, options in named_rules(guardrails)
+        for name in ("at_most", "at_least", "factor")
+        if hasattr(options, name)
+    }
