@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+import numpy as np
 import pytest
 
 from app.config import Settings
@@ -13,6 +14,7 @@ from app.service.opening import blobs_of
 from app.store.database import Store
 from espalier import load_checkpoint
 from espalier.errors import ApiProblem
+from espalier.formats.megabatch import example_ids
 from tests.s3 import S3
 from tests.scenarios.deployment import Deployment, clusters
 from tests.scenarios.test_lifecycle import RECIPE
@@ -71,6 +73,46 @@ def test_two_workers_share_a_bucket(on_each_database: Deployment, s3: S3) -> Non
     assert "all is well" in doctor.text
     assert not list(deployment.folder.glob("*/blobs/sha256")), "no machine holds more than copies"
     assert client.verify_log() == client.audit_head().size
+
+
+def test_what_is_erased_is_gone_from_the_bucket_and_production_goes_on_without_it(
+    deployment: Deployment, s3: S3
+) -> None:
+    bucket = s3.new_bucket()
+
+    def places(values: np.ndarray) -> list[str]:
+        """Objects of the bucket and files of the machine that hold a row of these."""
+        stored = {key: bytes(found.value) for key, found in s3.keys(bucket).items()}
+        stored |= {str(file): file.read_bytes() for file in deployment.data.rglob("*") if file.is_file()}
+        return [place for place, data in stored.items() if any(row.tobytes() in data for row in values)]
+
+    machine = {"blobs_url": f"s3://{bucket}/espalier", "cache_bytes": 2**20}
+    client = deployment.client(deployment.serve(**machine))
+    client.create_model("gas", RECIPE, input={"classes": ["a", "b", "c"]})
+    sent = {number: clusters(number) for number in (1, 2, 3)}
+    for x, y in sent.values():
+        client.upload("gas", x, y, wait=True, timeout=60)
+    whole, one, other = sent[2][0], sent[3][0][5:6], sent[3][0][6:7]
+    assert any(place.startswith("espalier/") for place in places(whole)), "the values are in the bucket"
+
+    done = client.erase("gas", [2], samples=[int(example_ids(one)[0])], reason="consent", retrain=True)
+    assert (list(done.versions), done.clean, done.pending) == ([2, 3], 1, False)
+    assert places(whole) == places(one) == []
+    assert any(place.startswith("espalier/") for place in places(other)), "the others are there"
+    tombstone, cut = client.megabatch("gas", 2), client.megabatch("gas", 3)
+    assert (tombstone.status, tombstone.examples, cut.status, cut.examples) == ("erased", 240, "accepted", 239)
+
+    assert done.queued_cycle is not None
+    client.wait_for_cycle("gas", done.queued_cycle, timeout=60)
+    champion = client.version("gas@champion")
+    assert (champion.number, champion.parent) == (4, 1)
+    assert {seen.megabatch for seen in client.custody.megabatches_of("gas@champion")} <= {1, 3}
+    with pytest.raises(ApiProblem) as again:
+        client.upload("gas", *sent[2])
+    assert again.value.type.endswith("megabatch-erased")
+    assert places(whole) == places(one) == []
+    doctor = deployment.start("doctor", **machine)
+    assert doctor.ended(60) == 0, doctor.text
 
 
 def test_a_service_that_cannot_use_its_bucket_says_so_at_the_start(deployment: Deployment, s3: S3) -> None:
