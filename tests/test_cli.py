@@ -147,6 +147,15 @@ def test_doctor_on_a_database_that_is_not_there(tmp_path: Path) -> None:
     assert "espalier migrate" in done.stderr
 
 
+def test_doctor_on_a_database_file_that_is_damaged(tmp_path: Path) -> None:
+    assert run("migrate", "--data-dir", tmp_path).exit_code == 0
+    with (tmp_path / "espalier.db").open("r+b") as file:
+        file.truncate(40_000)
+    done = run("doctor", "--data-dir", tmp_path)
+    assert done.exit_code == 1
+    assert "malformed" in done.stderr and "restore it from a backup" in done.stderr
+
+
 def test_doctor_tells_of_blobs_that_no_row_names(tmp_path: Path) -> None:
     assert run("migrate", "--data-dir", tmp_path).exit_code == 0
     Blobs(tmp_path / "blobs").put(b"an orphan")

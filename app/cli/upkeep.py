@@ -44,8 +44,10 @@ def doctor(
         store.check_schema()
         findings = history.examine(store, Notary(store, settings))
         unnamed = history.unnamed(store)
-    except (EspalierError, SQLAlchemyError) as error:
+    except EspalierError as error:
         refuse(first_line(error))
+    except SQLAlchemyError as error:
+        refuse(f"{database_name(settings)} cannot be read ({first_line(error)}): restore it from a backup")
     finally:
         store.dispose()
     if as_json:

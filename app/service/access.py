@@ -19,6 +19,7 @@ from datetime import datetime, timedelta
 from app.config import Settings
 from app.domain import Actor, Caller, Key, Page, Scope
 from app.errors import BadInput, EspalierError, InvalidName, KeyRequired, OtherModel, ScopeMissing
+from app.service.agreement import RESTORE
 from app.service.credentials import SETTINGS_KEY, fresh_key, fresh_session, hashed, session_hash
 from app.service.keyring import LOCAL, Keyring
 from app.service.opening import open_store
@@ -257,9 +258,10 @@ def examine_keys(store: Store) -> Iterator[tuple[str, str]]:
         elif any(said.get(name) != value for name, value in _described(key, hash).items()):
             yield key.name, "its row is not what the audit log says of its creation: revoke it"
         if (key.revoked_at is not None) != (id in revoked):
-            yield key.name, "the audit log and its row do not agree whether it was revoked"
+            yield key.name, f"the audit log and its row do not agree whether it was revoked: {RESTORE}"
     for id in created.keys() - rows.keys():
-        yield str(created[id].get("name")), "the audit log says that it was created, but its row is missing"
+        name = str(created[id].get("name"))
+        yield name, f"the audit log says that it was created, but its row is missing: {RESTORE}"
 
 
 def _logged(store: Store, kind: str) -> dict[str, dict[str, object]]:

@@ -20,9 +20,10 @@ from app.store.database import Store, Transaction
 from app.store.witness import KEYS, Key
 
 _PAGE = 500
-_CHANGED = "it was changed behind the service's back: restore the database from a backup"
-_ADDED = "it was put there behind the service's back: restore the database from a backup"
-_REMOVED = "it was removed behind the service's back: restore the database from a backup"
+RESTORE = "restore the database from a backup"
+CHANGED = f"it was changed behind the service's back: {RESTORE}"
+_ADDED = f"it was put there behind the service's back: {RESTORE}"
+_REMOVED = f"it was removed behind the service's back: {RESTORE}"
 
 
 @dataclass(slots=True)
@@ -91,7 +92,7 @@ def _faults(tx: Transaction, said: _Said, name: str, found: list[Key]) -> Iterat
         elif seq and stated is None:
             yield _told((name, *key)), f"audit entry {seq} says that it is gone: {_ADDED}"
         elif seq and digest != stated:
-            yield _told((name, *key)), f"it is not what audit entry {seq} says: {_CHANGED}"
+            yield _told((name, *key)), f"it is not what audit entry {seq} says: {CHANGED}"
 
 
 def _alone(tx: Transaction, key: Key) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 from app.domain import Actor, AuditEntry, Decision, DecisionDraft, Digest, Model, Page
 from app.errors import InvalidStamp, UnknownVersion
+from app.service.agreement import RESTORE
 from app.store.database import Store, Transaction
 from app.store.decisions import Sought
 from espalier.formats.stamp import batch_digest
@@ -95,7 +96,11 @@ def examine_decisions(store: Store) -> Iterator[tuple[str, str]]:
     while True:  # a transaction a page, so that no writer waits for long
         with store.reading() as tx:
             page = tx.audit.entries(None, after, _PAGE, RECORDED)
-            faults = [(f"decisions of {entry.model}", why) for entry in page.items for why in _faults(tx, entry)]
+            faults = [
+                (f"decisions of {entry.model}", f"{why}: {RESTORE}")
+                for entry in page.items
+                for why in _faults(tx, entry)
+            ]
             counted += sum(entry.document["parameters"]["count"] for entry in page.items)
             kept = tx.decisions.count()
         yield from faults
@@ -103,7 +108,7 @@ def examine_decisions(store: Store) -> Iterator[tuple[str, str]]:
             break
         after = int(page.next)
     if kept > counted:
-        yield "decisions", f"{kept} are kept, but the audit log recorded {counted}: others were put there"
+        yield "decisions", f"{kept} are kept, but the audit log recorded {counted}: others were put there: {RESTORE}"
 
 
 def _faults(tx: Transaction, entry: AuditEntry) -> Iterator[str]:

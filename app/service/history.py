@@ -15,7 +15,7 @@ from typing import TypeVar
 from app.domain import CHAMPION, AuditEntry, Digest, LogHead, Page, VersionSummary
 from app.errors import CorruptBlob, Fault, MissingBlob, SchemaMismatch, Unavailable, UnknownAlias, UnknownEntry
 from app.service.access import examine_keys
-from app.service.agreement import examine_rows
+from app.service.agreement import CHANGED, RESTORE, examine_rows
 from app.service.decisions import examine_decisions
 from app.service.notary import Notary
 from app.service.removal import leftovers
@@ -214,6 +214,7 @@ def examine(store: Store, notary: Notary | None = None) -> list[Finding]:
     checked: dict[Digest, str | None] = {}
     findings = [
         *_safely("log", "audit log", partial(_examine_log, store)),
+        *_safely("guard", "audit log", partial(_examine_guards, store)),
         *_safely("model", "models", partial(_examine_models, store, checked)),
         *_safely("row", "rows", lambda: _of_kind("row", examine_rows(store))),
         *_safely("key", "keys", lambda: (Finding("key", f"key {name}", why) for name, why in examine_keys(store))),
@@ -239,7 +240,8 @@ def _safely(kind: str, subject: str, look: Callable[[], Iterable[Finding]]) -> l
     except (Unavailable, SchemaMismatch):
         raise
     except Exception as error:  # whatever a changed row can lead to
-        found.append(Finding(kind, subject, f"it cannot be read ({type(error).__name__}: {error})"))
+        why = f"it cannot be read ({type(error).__name__}: {error}): restore it from a backup"
+        found.append(Finding(kind, subject, why))
     return found
 
 
@@ -247,7 +249,13 @@ def _examine_log(store: Store) -> Iterator[Finding]:
     try:
         verify_log(store)
     except Fault as fault:
-        yield Finding("log", "audit log", str(fault))
+        yield Finding("log", "audit log", f"{fault}: {CHANGED}")
+
+
+def _examine_guards(store: Store) -> Iterator[Finding]:
+    for trigger in sorted(store.missing_triggers()):
+        detail = f"its trigger {trigger} is gone or disabled, so that what is written could be changed: {RESTORE}"
+        yield Finding("guard", "audit log", detail)
 
 
 def _examine_models(store: Store, checked: dict[Digest, str | None]) -> Iterator[Finding]:
@@ -265,10 +273,10 @@ def _examine_index(store: Store) -> Iterator[Finding]:
         found = tx.audit.indexed(through)
     if found.rows != expected.rows:
         detail = f"its index has {found.rows} rows for entries 1 to {through} instead of {expected.rows}"
-        yield Finding("index", "audit log", f"{detail}: what it says about a version may be incomplete")
+        yield Finding("index", "audit log", f"{detail}: what it says about a version may be incomplete: {RESTORE}")
     elif found != expected:
         detail = f"its index for entries 1 to {through} is not what they give"
-        yield Finding("index", "audit log", f"{detail}: what it says about a version may be wrong")
+        yield Finding("index", "audit log", f"{detail}: what it says about a version may be wrong: {RESTORE}")
 
 
 def _entries(store: Store) -> Iterator[AuditEntry]:
@@ -302,13 +310,14 @@ def _examine_model(store: Store, name: str) -> Iterator[Finding]:
             champion = None
     numbers = sorted(version.number for version in versions)
     if numbers and numbers != list(range(numbers[0], numbers[-1] + 1)):
-        yield Finding("gap", name, f"version numbers are not contiguous: {numbers}")
+        yield Finding("gap", name, f"version numbers are not contiguous: {numbers}: {RESTORE}")
     if megabatches != list(range(1, len(megabatches) + 1)):
-        yield Finding("gap", name, f"megabatch numbers are not contiguous: {megabatches}")
+        yield Finding("gap", name, f"megabatch numbers are not contiguous: {megabatches}: {RESTORE}")
     if champion is not None and champion not in numbers:
-        yield Finding("alias", name, f"champion points to version {champion}, which is not there")
+        yield Finding("alias", name, f"champion points to version {champion}, which is not there: {RESTORE}")
     if champion in {version.number for version in versions if version.swept_at is not None}:
-        yield Finding("alias", name, f"champion points to version {champion}, whose bytes were swept")
+        why = f"champion points to version {champion}, whose bytes were swept"
+        yield Finding("alias", name, f"{why}: roll back to another")
 
 
 def _examine_blobs(store: Store, name: str, checked: dict[Digest, str | None]) -> Iterator[Finding]:
@@ -336,6 +345,8 @@ def _fault_of(store: Store, digest: Digest) -> str | None:
         store.blobs.verify(digest)
     except (MissingBlob, CorruptBlob) as error:
         return str(error)
+    except OSError as error:  # it is there, and cannot be opened
+        return f"blob {digest} cannot be read ({error}): restore it from a backup"
     return None
 
 

@@ -22,6 +22,7 @@ from app import crash
 from app.config import Settings
 from app.domain import Actor, LogHead, SignedHead
 from app.errors import Conflict, Fault, LogBehind, StorageFailed, StorageFull, StoreBusy
+from app.service.agreement import CHANGED, RESTORE
 from app.store.database import Store, Transaction
 from app.store.signing import SigningFiles
 from espalier.errors import ProofRejected
@@ -31,6 +32,7 @@ ACTOR = Actor("notary")
 
 _EPOCH = "/epoch-"
 _PAGE = 500
+_GONE = f"rows at its end are gone: {RESTORE}"
 
 
 class Notary:
@@ -152,10 +154,7 @@ class Notary:
                 return found
             with self._store.reading() as tx:
                 if tx.audit.last_checkpoint() is not None:
-                    raise Fault(
-                        f"the log was signed before, but its key is not at {self._files.keys}: put its copy there, or "
-                        "set ESPALIER_LOG_KEY_FILE; when no copy is left, `espalier audit new-epoch --new-key`"
-                    )
+                    raise self._key_gone()
             key = SignerKey.generate(self._name or f"espalier-{secrets.token_hex(4)}")
             with self._store.transaction(ACTOR) as tx:
                 tx.audit.append("log.key-created", model=None, parameters={"key": key.verifier.text})
@@ -224,12 +223,15 @@ class Notary:
         """Checkpoints that were signed and do not hold, or that the log does not continue: which, and why. Makes no
         key and signs nothing.
         """
-        own = self._own_keys()
+        own, logged = self._own_keys(), self._logged_keys()
         if isinstance(own, Fault):
             yield f"key file {self._files.keys}", str(own)
             own = []
-        keys = [*own, *self._logged_keys()]
-        if (kept := self._files.kept()) is not None:
+        elif why := self._fault_of_keys(own, logged):
+            yield f"key file {self._files.keys}", why
+        keys = list(dict.fromkeys([*own, *logged]))
+        kept = self._files.kept()
+        if kept is not None:
             with self._store.reading() as tx:
                 why = _fault_of_kept(tx, kept, keys)
             if why is not None:
@@ -238,7 +240,7 @@ class Notary:
         with self._store.reading() as tx:
             epoch = tx.audit.head().epoch
         if epoch != max(given_up, default=0) + 1:
-            yield "audit log", f"its head says epoch {epoch}, its entries {max(given_up, default=0) + 1}"
+            yield "audit log", f"its head says epoch {epoch}, its entries {max(given_up, default=0) + 1}: {CHANGED}"
         after = 0, 0
         while True:  # a transaction a page: on SQLite a long one would keep every writer waiting
             with self._store.reading() as tx:
@@ -254,6 +256,24 @@ class Notary:
             return [signer.verifier for signer in self._files.signers()]
         except Fault as fault:
             return fault
+
+    def _fault_of_keys(self, own: Sequence[VerifierKey], logged: Sequence[VerifierKey]) -> str | None:
+        with self._store.reading() as tx:
+            signed, epoch = tx.audit.last_checkpoint() is not None, tx.audit.head().epoch
+        if signed and not own:
+            return str(self._key_gone())
+        # Where an older database was put back, the entry that named the key may be given up, and the epoch says so.
+        strange = [key for key in own if key not in logged] if epoch == 1 else []
+        if strange:
+            named = ", ".join(f"{key.name}+{key.hash.hex()}" for key in strange)
+            return f"no audit entry names the key {named}: it is not the log's: put the copy of the log's own key there"
+        return None
+
+    def _key_gone(self) -> Fault:
+        return Fault(
+            f"the log was signed before, but its key is not at {self._files.keys}: put its copy there, or set "
+            "ESPALIER_LOG_KEY_FILE; when no copy is left, `espalier audit new-epoch --new-key`"
+        )
 
     def _logged_keys(self) -> list[VerifierKey]:
         """Keys that ever signed, as the log says; the signatures of retired ones are checked by them."""
@@ -277,10 +297,12 @@ def _fault_of_kept(tx: Transaction, note: str, keys: Sequence[VerifierKey]) -> s
     try:
         said = opened(note, keys)
         _expect(tx, head, said, "it")
-    except (ProofRejected, LogBehind) as error:
+    except ProofRejected as error:
+        return f"{error}: put it back from a backup"
+    except LogBehind as error:
         return str(error)
     if last is None or (last.head.epoch, last.head.size) < (_epoch_of(said.origin), said.size):
-        return f"the database holds no checkpoint of {said.size} entries, though it was signed: rows of it are gone"
+        return f"the database holds no checkpoint of {said.size} entries, though it was signed: {_GONE}"
     return None
 
 
@@ -291,14 +313,14 @@ def _fault_of(
     try:
         said = opened(signed.note, keys)
     except ProofRejected as error:
-        return str(error)
+        return f"{error}: {CHANGED}"
     if (_epoch_of(said.origin), said.size, said.root.hex()) != (head.epoch, head.size, head.root):
-        return f"its row says {head.size} entries and {head.root}, its note something else"
+        return f"its row says {head.size} entries and {head.root}, its note something else: {CHANGED}"
     if head.epoch > present.epoch or (head.epoch == present.epoch and head.size > present.size):
-        return f"the log has {present.size} entries (epoch {present.epoch}) only: entries at its end are gone"
+        return f"the log has {present.size} entries (epoch {present.epoch}) only: {_GONE}"
     continued = head.epoch == present.epoch or head.size <= given_up.get(head.epoch, 0)
     if continued and (found := tx.audit.tree().root(head.size).hex()) != head.root:
-        return f"the first {head.size} entries of the log hash to {found} now, not to {head.root}: it was rewritten"
+        return f"the first {head.size} entries of the log hash to {found} now, not to {head.root}: rewritten: {RESTORE}"
     return None
 
 

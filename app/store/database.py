@@ -56,7 +56,7 @@ from app.store.migrate import newest_revision
 from app.store.overviews import Overviews
 from app.store.replays import Replays
 from app.store.staging import Partials
-from app.store.tables import AUDITED, EXEMPT, LOG
+from app.store.tables import AUDITED, EXEMPT, LOG, TRIGGERS
 from app.store.uploads import Uploads
 from app.store.webhooks import Webhooks
 from app.store.witness import Touched, Witness, note_after, note_before
@@ -79,6 +79,15 @@ _KEEPALIVE = {
 """Either side notices within half a minute that the other's machine, or the net between them, is gone."""
 
 _alembic_version = sa.table("alembic_version", sa.column("version_num", sa.String))
+_sqlite_master = sa.table("sqlite_master", sa.column("type", sa.String), sa.column("name", sa.String))
+_pg_trigger = sa.table("pg_trigger", sa.column("tgname", sa.String), *map(sa.column, ("tgrelid", "tgenabled")))
+_THERE = {
+    "sqlite": sa.select(_sqlite_master.c.name).where(_sqlite_master.c.type == "trigger"),
+    "postgresql": sa.select(_pg_trigger.c.tgname).where(
+        sa.func.pg_table_is_visible(_pg_trigger.c.tgrelid), _pg_trigger.c.tgenabled.in_(["O", "A"])
+    ),
+}
+"""The names of the triggers that are in force, by dialect."""
 
 
 def utcnow() -> datetime:
@@ -224,6 +233,11 @@ class Store:
         if list(found) != [needed]:
             at = f"at revision {', '.join(found)}" if found else "empty"
             raise SchemaMismatch(f"the database is {at}, but this version needs {needed}: run `espalier migrate`")
+
+    def missing_triggers(self) -> frozenset[str]:
+        """Those of ``TRIGGERS`` that are gone from the database, or disabled in it."""
+        with _translated(), self._connected(_Guard(may_write=False)) as connection:
+            return TRIGGERS[self.dialect] - set(connection.execute(_THERE[self.dialect]).scalars())
 
     def dispose(self) -> None:
         """Close every connection."""

@@ -558,6 +558,20 @@ and no fact about a model.
 AUDITED = frozenset(metadata.tables) - LOG - EXEMPT
 """A transaction that changes one of these appends to the log, or is rolled back."""
 
+TRIGGERS = {
+    "sqlite": frozenset(
+        {f"{audit_entries.name}_refuse_{verb}" for verb in ("update", "delete", "replace")}
+        | {f"{log_head.name}_refuse_{verb}" for verb in ("shrink", "delete", "replace")}
+        | {f"{name}_refuse_{verb}" for name in ("log_nodes", "log_checkpoints") for verb in ("update", "delete")}
+    ),
+    "postgresql": frozenset(
+        {f"{audit_entries.name}_refuse_{verb}" for verb in ("change", "truncate")}
+        | {f"{log_head.name}_refuse_{verb}" for verb in ("shrink", "delete", "truncate")}
+        | {f"{name}_refuse_{verb}" for name in ("log_nodes", "log_checkpoints") for verb in ("change", "truncate")}
+    ),
+}
+"""What refuses changes of the log in the database itself, whoever asks: made by migrations."""
+
 NAME_PATTERN = r"[a-z0-9][a-z0-9-]{0,62}"
 """Names of models and aliases. What does not match names nothing, and is never sent to the database."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -24,9 +25,10 @@ from app.service.notary import Notary
 from app.store.database import Store
 from app.store.merkle import completed
 from app.store.migrate import migrate
-from app.store.tables import AUDITED, EXEMPT, LOG, UtcDateTime, metadata
+from app.store.tables import AUDITED, EXEMPT, LOG, TRIGGERS, UtcDateTime, metadata
 from app.store.witness import KEYS, UNSTATED
 from espalier.formats.canonical import canonical_json
+from espalier.formats.note import SignerKey
 from espalier.formats.proof import Frontier, leaf_hash
 from tests.api.conftest import House, opened, problem
 from tests.builders import make_evaluation, make_model
@@ -140,8 +142,15 @@ def checkpoint_of(store: Store, number: int) -> Digest:
         return tx.ledger.version("gas", number).checkpoint
 
 
+REMEDY = re.compile("restore|revoke it|put (it|the|its)|chmod 600|roll back|start a worker|espalier audit new-epoch")
+
+
 def doctor(house: House) -> list[history.Finding]:
-    return history.examine(house.store, Notary(house.store, house.settings))
+    """What is found, triggers apart, which the editor has taken away; each says what to do."""
+    findings = history.examine(house.store, Notary(house.store, house.settings))
+    findings = [finding for finding in findings if finding.kind != "guard"]
+    assert [finding for finding in findings if not REMEDY.search(finding.detail.lower())] == []
+    return findings
 
 
 # -- edits behind its back ---------------------------------------------------------------------------------------------
@@ -401,6 +410,28 @@ def test_the_files_of_the_notary(house: House, name: str, tally: Any) -> None:
         tally.add(injected=1)
     path.write_bytes(whole)
     assert doctor(house) == []
+
+
+def test_a_key_that_is_gone_or_another(house: House, tally: Any) -> None:
+    """Without the log's own key nothing is signed, and with another one nobody could verify what is."""
+    path = house.settings.log_keys
+    whole = path.read_bytes()
+    path.unlink()
+    assert ["put its copy there" in finding.detail for finding in doctor(house)] == [True]
+    strange = SignerKey.generate("espalier-test")
+    path.write_text(f"{strange.text}\n")
+    path.chmod(0o600)
+    assert ["no audit entry names the key" in finding.detail for finding in doctor(house)] == [True]
+    path.write_bytes(whole)
+    tally.add(injected=2)
+    assert doctor(house) == []
+
+
+def test_triggers_that_were_taken_away(house: House, editor: Editor, tally: Any) -> None:
+    """They come with the schema, or an entry could be changed by whoever has the database's password."""
+    named = " ".join(f.detail for f in history.examine(house.store) if f.kind == "guard" and REMEDY.search(f.detail))
+    assert all(trigger in named for trigger in TRIGGERS[house.store.dialect])
+    tally.add(injected=len(TRIGGERS[house.store.dialect]))
 
 
 # -- blobs -------------------------------------------------------------------------------------------------------------

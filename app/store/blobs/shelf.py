@@ -98,7 +98,10 @@ def hex_of(digest: Digest) -> str:
         MissingBlob: it is none, so nothing has that name.
     """
     if not DIGEST.fullmatch(digest):
-        raise MissingBlob(f"{digest!r} is no digest: expected sha256: and 64 lower-case hexadecimal digits")
+        raise MissingBlob(
+            f"{digest!r} is no digest: expected sha256: and 64 lower-case hexadecimal digits; "
+            "the row that names it was changed: restore the database from a backup"
+        )
     return digest.removeprefix("sha256:")
 
 
