@@ -91,6 +91,10 @@ def test_the_log_is_exported_and_verified_offline(
         assert (done.code, "are those that were signed" in done.out) == (0, True)
     keyless = run("audit", "verify", "--offline", path)
     assert (keyless.code, "is NOT verified" in keyless.err) == (4, True)
+    (file,) = [path] if path.is_file() else path.glob("entries/*")
+    file.write_bytes(file.read_bytes().replace(b"model.created", b"model.forged1", 1))
+    forged = run("audit", "verify", "--offline", path, "--key", log_key)
+    assert (forged.code, "do not rely on it" in forged.err, "espalier doctor" in forged.err) == (4, True, True)
 
 
 def test_pulls_are_proved_where_that_is_asked_for(run: Run, trained: str, tmp_path: Path) -> None:

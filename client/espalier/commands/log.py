@@ -9,6 +9,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +32,11 @@ LogKey = Annotated[
         show_default=False,
     ),
 ]
+
+_WHAT_NOW = (
+    "do not rely on it: keep it as it is, compare it with another copy, and show this to whoever runs the service, "
+    "where `espalier doctor` names all that was changed"
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -144,7 +150,7 @@ def verify(
     signed = client.log_checkpoint()
     head = LogHead(signed.size, signed.root.hex(), document={"size": signed.size, "root": signed.root.hex()})
     asked = _sample(signed.size)
-    with session.bars() as bars:
+    with session.bars() as bars, _saying_what_now():
         stage = bars.stage("verifying")
 
         def note(entry: AuditEntry, total: int) -> None:
@@ -161,7 +167,10 @@ def verify(
         )
     if unknown:
         numbers = ", ".join(map(str, sorted(unknown.values())))
-        raise ProofRejected(f"the log is sound, but does not know the checkpoints of {name}: version {numbers}")
+        raise ProofRejected(
+            f"the log is sound, but does not know the checkpoints of {name}: version {numbers}: do not use them, and "
+            "ask who runs the service"
+        )
     keys = ", ".join(key_id(key) for key in client.log.trusted())
     session.remark(f"signed by {keys}" + ("" if client.log.given else ", trusted since this machine first saw it"))
     if seen is not None:
@@ -243,7 +252,7 @@ def _verify_offline(session: Session, path: Path, log_key: str | None) -> None:
         raise ProofRejected(
             f"{path} is NOT verified: who signed it can be told by the key of the log alone; give it with --key"
         )
-    with session.bars() as bars:
+    with session.bars() as bars, _saying_what_now():
         stage = bars.stage("verifying")
         log, _, _ = verify_files(
             path,
@@ -254,6 +263,14 @@ def _verify_offline(session: Session, path: Path, log_key: str | None) -> None:
     session.result(
         {"verified": True, "log": log_document(log)}, f"{path} is the log of {log.origin} up to entry {count(log.size)}"
     )
+
+
+@contextmanager
+def _saying_what_now() -> Iterator[None]:
+    try:
+        yield
+    except ProofRejected as error:
+        raise ProofRejected(f"{error}\n{_WHAT_NOW}", error.seq) from error
 
 
 def _sample(size: int) -> set[int]:
