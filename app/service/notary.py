@@ -223,14 +223,15 @@ class Notary:
         """Checkpoints that were signed and do not hold, or that the log does not continue: which, and why. Makes no
         key and signs nothing.
         """
-        own, logged = self._own_keys(), self._logged_keys()
+        own, logged, kept = self._own_keys(), self._logged_keys(), self._files.kept()
         if isinstance(own, Fault):
             yield f"key file {self._files.keys}", str(own)
             own = []
+        elif kept is not None and not own:  # it has signed; machines that never did need no key
+            yield f"key file {self._files.keys}", str(self._key_gone())
         elif why := self._fault_of_keys(own, logged):
             yield f"key file {self._files.keys}", why
         keys = list(dict.fromkeys([*own, *logged]))
-        kept = self._files.kept()
         if kept is not None:
             with self._store.reading() as tx:
                 why = _fault_of_kept(tx, kept, keys)
@@ -259,9 +260,7 @@ class Notary:
 
     def _fault_of_keys(self, own: Sequence[VerifierKey], logged: Sequence[VerifierKey]) -> str | None:
         with self._store.reading() as tx:
-            signed, epoch = tx.audit.last_checkpoint() is not None, tx.audit.head().epoch
-        if signed and not own:
-            return str(self._key_gone())
+            epoch = tx.audit.head().epoch
         # Where an older database was put back, the entry that named the key may be given up, and the epoch says so.
         strange = [key for key in own if key not in logged] if epoch == 1 else []
         if strange:

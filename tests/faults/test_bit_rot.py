@@ -418,6 +418,9 @@ def test_a_key_that_is_gone_or_another(house: House, tally: Any) -> None:
     whole = path.read_bytes()
     path.unlink()
     assert ["put its copy there" in finding.detail for finding in doctor(house)] == [True]
+    elsewhere = Settings(data_dir=house.settings.data_dir / "elsewhere")
+    others = history.examine(house.store, Notary(house.store, elsewhere))
+    assert [f for f in others if f.kind == "signed"] == [], "a machine that never signed needs no key"
     strange = SignerKey.generate("espalier-test")
     path.write_text(f"{strange.text}\n")
     path.chmod(0o600)
