@@ -125,4 +125,4 @@ def test_ci_runs_without_input_and_cleans_up() -> None:
     text = script.read_text()
     assert "set -euo pipefail" in text
     assert text.index("make test") < text.index("make demo\n")
-    assert "trap drop_scratch_database EXIT" in text
+    assert "trap stop_postgres EXIT" in text
