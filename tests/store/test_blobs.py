@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import threading
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from app.errors import CorruptBlob, MissingBlob, StorageFull, UploadTooLarge
 from app.store.blobs import Blobs, open_blobs
+from app.store.blobs.staging import Staging
 from tests.builders import digest_of
 from tests.s3 import S3
 from tests.scenarios.deployment import until
@@ -314,6 +316,23 @@ def test_the_sweep_takes_what_is_old_and_unnamed(blobs, place):
     assert sorted(asked) == sorted([old, named])
     assert [blobs.has(digest) for digest in (old, named, young)] == [False, True, True]
     assert _sweep(blobs, referenced) == []
+
+
+def test_the_sweep_looks_at_a_folder_that_goes_meanwhile(tmp_path, monkeypatch):
+    staging = Staging(tmp_path)
+    kept = staging.folder / "kept"
+    kept.mkdir(parents=True)
+    (staging.folder / "gone").mkdir()
+    scandir = os.scandir
+
+    def vanishing(path):
+        if path == staging.folder / "gone":
+            path.rmdir()
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", vanishing)
+    staging.sweep(time.time() + 60)
+    assert not kept.exists()
 
 
 @everywhere

@@ -68,7 +68,11 @@ class Staging:
     def sweep(self, limit: float) -> None:
         """Remove what was left behind and is older than ``limit``, in seconds since the epoch."""
         for path in self.folder.glob("*"):
-            if max(map(modified_at, (path, *path.rglob("*")))) >= limit:
+            try:
+                newest = max(map(modified_at, (path, *path.rglob("*"))))
+            except FileNotFoundError:
+                continue  # its owner has just been done with it, or with a part of it
+            if newest >= limit:
                 continue
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
