@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 
 
 class Sleeping(nn.Module):
-    """Takes a millisecond for every tenth of its weights that is not zero."""
+    """Takes a millisecond for every tenth of its weights that is not zero: the sleep is what is measured, not a wait."""
 
     def __init__(self, features: int, classes: int) -> None:
         super().__init__()
