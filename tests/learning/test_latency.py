@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 
 
 class Sleeping(nn.Module):
-    """Takes a millisecond for every tenth of its weights that is not zero: the sleep is what is measured, not a wait."""
+    """Takes a millisecond for every tenth of its weights not at zero; this sleep is what is measured, no wait."""
 
     def __init__(self, features: int, classes: int) -> None:
         super().__init__()
