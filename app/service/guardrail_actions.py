@@ -125,11 +125,11 @@ def _audit(tx: Transaction, claim: Claim, trip: Trip, version: int | None, again
 
 
 def _audit_request(tx: Transaction, claim: Claim, action: str, why: str, again: Cycle) -> None:
-    how = "density is held" if action == "hold" else f"{scale_of(again.attempt):g} of the pruning step is taken"
+    smaller = f"{why}: {scale_of(again.attempt):g} of the pruning step is taken"
     tx.audit.append(
         "cycle.requested",
         model=claim.model.name,
-        reason=f"{why}: {how}",
+        reason=f"{why}: density is held" if action == "hold" else smaller,
         parameters={
             "cycle": again.number,
             "trigger": again.trigger,

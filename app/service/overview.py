@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from itertools import islice
+from typing import Any
 
 from app.domain import (
     CHAMPION,
@@ -184,6 +185,21 @@ class MegabatchView:
 
 
 @dataclass(frozen=True, slots=True)
+class Judged:
+    """What the guardrails found in a version.
+
+    Attributes:
+        reasons: in words, as they were recorded, each with the name of its rule before it.
+        rules: what each rule found: its name, whether it tripped, breaches in a row, figures.
+        limits: what the recipe accepts, by rule.
+    """
+
+    reasons: Sequence[str]
+    rules: Sequence[Mapping[str, Any]]
+    limits: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class VersionPage:
     """Everything that a version's page shows.
 
@@ -194,7 +210,6 @@ class VersionPage:
         inherited: layers of its parent.
         is_ancestor: whether the champion descends from it, so that a rollback may go there.
         entries: of the log about it, oldest first.
-        limits: what the guardrails of its recipe accept, by rule.
         aliases: that point to it.
         newest, oldest: numbers of the model's last and first version.
     """
@@ -210,7 +225,7 @@ class VersionPage:
     aliases: Sequence[str]
     evaluation: EvaluationSet | None
     entries: Sequence[AuditEntry]
-    limits: Mapping[str, float]
+    judged: Judged
     newest: int
     oldest: int
 
@@ -405,6 +420,7 @@ def view_version(store: Store, name: str, ref: str) -> VersionPage:
         alias = alias_or_none(tx, name, CHAMPION)
         ancestors = tx.ledger.ancestry(name, version.number, _ANCESTORS).items
         first = max(0, min(version.number - _NEAR, ancestors[-1].number))
+        entries = tx.audit.about(name, [("cycle", version.cycle), ("version", version.number)])
         return VersionPage(
             model=model,
             version=version,
@@ -416,11 +432,22 @@ def view_version(store: Store, name: str, ref: str) -> VersionPage:
             is_ancestor=alias is not None and descends(tx, model, alias.version, version.number),
             aliases=[each for each, number in tx.ledger.pointed(model).items() if number == version.number],
             evaluation=tx.buffer.evaluation(model),
-            entries=tx.audit.about(name, [("cycle", version.cycle), ("version", version.number)]),
-            limits=limits_of(Recipe.resolve(tx.ledger.recipe(name, version.recipe_revision).document).guardrails),
+            entries=entries,
+            judged=_judged(tx, version, entries),
             newest=_newest(tx, name),
             oldest=_oldest(tx, name, version.number),
         )
+
+
+def judged(tx: Transaction, version: Version) -> Judged:
+    """What the guardrails found in a version."""
+    return _judged(tx, version, tx.audit.about(version.model, [("cycle", version.cycle)]))
+
+
+def _judged(tx: Transaction, version: Version, entries: Sequence[AuditEntry]) -> Judged:
+    found = [entry.document["parameters"] for entry in entries if entry.kind == "cycle.judged"]
+    recipe = Recipe.resolve(tx.ledger.recipe(version.model, version.recipe_revision).document)
+    return Judged(version.verdict.reasons, found[-1].get("rules", ()) if found else (), limits_of(recipe.guardrails))
 
 
 def _family(tx: Transaction, model: Model, number: int, first: int, line: Collection[int]) -> list[Kin]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from app.domain import CHAMPION, Alias, Megabatch, Protection, Version, VersionStatus
 from app.errors import Conflict, NotAnAncestor, UnknownAlias
-from app.service.overview import descends
+from app.service.overview import Judged, descends, judged
 from app.service.release import alias_or_none
 from app.service.state import state_of
 from app.store.buffer import expect_values
@@ -45,14 +45,16 @@ class PromotionPreview:
 
     Attributes:
         revision: of the alias; 0 while there is no champion.
-        withheld: whether guardrails withheld the version, so that a promotion overrides them.
+        classes: names of the model's classes, where they have any.
+        withheld: what guardrails found, where they withheld the version, so that a promotion overrides them.
         superseded: numbers of the cycles that would end.
     """
 
     revision: int
     champion: Version | None
     version: Version
-    withheld: bool
+    classes: tuple[str, ...]
+    withheld: Judged | None
     protection: Protection
     superseded: tuple[int, ...]
 
@@ -122,7 +124,8 @@ def preview_promotion(store: Store, name: str, number: int) -> PromotionPreview:
             revision=alias.revision if alias else 0,
             champion=tx.ledger.version(name, alias.version) if alias else None,
             version=version,
-            withheld=version.status is VersionStatus.WITHHELD,
+            classes=tuple(model.input.classes or ()),
+            withheld=judged(tx, version) if version.status is VersionStatus.WITHHELD else None,
             protection=tx.approvals.protection(model, CHAMPION),
             superseded=tuple(cycle.number for cycle in tx.ledger.open_cycles(model)),
         )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import html
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import get_args
 
@@ -18,10 +20,11 @@ from app.api.web.assets import ASSETS, STATIC
 from app.api.web.drawing import spark, tree
 from app.api.web.estimates import Estimate
 from app.api.web.forms import local_path
+from app.api.web.recorded import heard
 from app.api.web.rendering import NAVIGATION, POLICY, TEMPLATES
 from app.api.web.speech import CATALOGUE, LANGUAGES, Speech, preferred
 from app.api.web.telling import tell
-from app.api.web.verdicts import reasons_of
+from app.api.web.verdicts import reasons_of, tripped
 from app.api.web.version_page import _LATENCIES, _PLAIN, _POINTS, _SECONDS, _SHARES
 from app.domain import AuditEntry, DeliveryState, Phase, Scope, VersionStatus
 from app.learning.recipe import ClassFloor, Guardrail
@@ -68,7 +71,7 @@ def sources() -> dict[str, str]:
 def spoken() -> set[str]:
     """Every key that templates and code name in full, and every one that they put together."""
     whole = "\n".join(sources().values())
-    found = set(re.findall(r"""\b(?:t|self)\(\s*["']([a-z][\w.-]*[\w])["']\s*[,)]""", whole))
+    found = set(re.findall(r"""\b(?:t|t\.marked|self)\(\s*["']([a-z][\w.-]*[\w])["']\s*[,)]""", whole))
     found |= set(re.findall(r"""\("(first\.\w+)", """, whole)) | set(re.findall(r'refusal="([\w.]+)"', whole))
     built = {
         "action": ("withhold", "retry", "hold", "restore"),
@@ -96,7 +99,33 @@ def spoken() -> set[str]:
     moves = get_args(hooking.Move)
     built["webhook.ask"] = tuple(f"{move}{part}" for move in moves for part in ("", ".what", ".do"))
     built["webhook.done"] = ("made", "rotated", "redeliver", *(move for move in moves if move != "rotate"))
-    return found | {f"{group}.{name}" for group, names in built.items() for name in names}
+    texts = CATALOGUE["en"].items()
+    written = {key for key, text in texts if key.startswith("recorded.") and with_bare_holes(text) in recorded()}
+    return found | written | {f"{group}.{name}" for group, names in built.items() for name in names}
+
+
+def with_bare_holes(text: str) -> str:
+    return re.sub(r"\{\w+\}", "{}", text)
+
+
+@cache
+def recorded() -> frozenset[str]:
+    """Every sentence that the service puts together or holds, with holes for what it fills in."""
+    found = set()
+    for path in Path(app.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                found.add("".join(_piece(part) for part in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.add(node.value)
+    return frozenset(found)
+
+
+def _piece(part: ast.expr) -> str:
+    if isinstance(part, ast.Constant):
+        return str(part.value)
+    assert isinstance(part, ast.FormattedValue)
+    return "'{}'" if part.conversion == ord("r") else "{}"
 
 
 def test_catalogues_have_the_same_keys() -> None:
@@ -113,7 +142,8 @@ def test_translations_fill_in_the_same_values(key: str) -> None:
     def filled(text: str) -> set[str]:
         return set(re.findall(r"\{(\w+)\}", text)) - {"n", "times", "factor"}
 
-    assert filled(CATALOGUE["en"][key].replace("|", " ")) == filled(CATALOGUE["ja"][key])
+    asked, given = filled(CATALOGUE["en"][key].replace("|", " ")), filled(CATALOGUE["ja"][key])
+    assert given <= asked if key.startswith("recorded.") else given == asked
 
 
 def appended() -> set[str]:
@@ -145,7 +175,9 @@ def test_a_guardrail_that_tripped_says_why_in_the_reader_s_language(house: House
     parameters = {"rule": "accuracy-drop", "action": "hold", "figures": {"drop": "0.031", "examples": 400}}
     document = {"parameters": parameters, "reason": "accuracy 0.9 is 0.031 below the champion's"}
     entry = AuditEntry(1, house.store.clock(), "guardrail.tripped", "worker", "gas", document, "")
-    assert tell(entry, Speech("ja")).reason == document["reason"], "not without the figures that its sentence names"
+    assert tell(entry, Speech("ja")).reason.striptags() == document["reason"], (
+        "not without the figures that its sentence names"
+    )
     parameters["figures"]["p_value"] = "0.004"
     assert "チャンピオンより精度が 3.1\xa0ポイント 低く" in tell(entry, Speech("ja")).reason
     assert "fell by 3.1\xa0pt" in tell(entry, Speech("en")).reason
@@ -168,8 +200,8 @@ def test_a_guardrail_that_tripped_says_why_in_the_reader_s_language(house: House
             [
                 "class-floor: 6 クラス中 1 クラスが下限未満、最低は Toluene: 100 例で 71.0\xa0%、高く見ても 79.0\xa0%"
                 "（限度 80.0\xa0%）。そのクラスのデータを増やすか、クラスの重みを均等にしてください。",
-                "accuracy-floor#2: unheard of",
-                "a note",
+                'accuracy-floor#2：<span lang="en">unheard of</span>',
+                '<span lang="en">a note</span>',
             ],
         ),
     ],
@@ -180,11 +212,48 @@ def test_a_verdict_is_told_from_its_figures_and_what_is_not_known_as_it_was_reco
     figures = {"classes": 6, "worst_class": 1, "worst_accuracy": "0.71", "worst_examples": 100, "below": [1]}
     rule = {"name": "class-floor", "passed": False, "tripped": True, "breaches": 1, "worst_upper_bound": "0.79"}
     other = {"name": "accuracy-floor#2", "passed": False, "tripped": False, "breaches": 1, "accuracy": "unheard of"}
-    recorded = ("class-floor: accuracy is below the floor", "accuracy-floor#2: unheard of", "a note")
-    limits = limits_of([ClassFloor(at_least=0.8)])
-    found = reasons_of(recorded, [{**rule, **figures}, other], limits, ("Acetone", "Toluene"), Speech(language))
-    assert [reason.text for reason in found] == told
-    assert [reason.recorded for reason in found] == [False, True, True]
+    reasons = ("class-floor: accuracy is below the floor", "accuracy-floor#2: unheard of", "a note")
+    judged = overview.Judged(reasons, [{**rule, **figures}, other], limits_of([ClassFloor(at_least=0.8)]))
+    found = reasons_of(judged, ("Acetone", "Toluene"), Speech(language))
+    assert found == told
+
+
+def test_what_the_service_wrote_down_is_told_in_the_reader_s_language() -> None:
+    ja, en = Speech("ja"), Speech("en")
+    died = "its workers died again and again without getting further (out of memory?)"
+    gave_up = f"cycle 7 failed for good: {died}. Mend the cause, then resume the model"
+    assert heard("its worker fell silent", ja) == "ワーカーからの応答が途絶えました"
+    assert heard(gave_up, en) == gave_up
+    assert heard(gave_up, ja).startswith(
+        "サイクル 7 は失敗を繰り返したため打ち切られました：ワーカーが先へ進めないまま"
+    )
+    hold = "held since accuracy-drop#2 tripped (accuracy 0.9 is 0.1 below (p = 0.01)): 1 of 3 passes"
+    assert heard(hold, ja) == "ガードレール accuracy-drop#2 の作動以降、据え置き中です（連続合格 1 / 3 回）"
+    assert heard("retention keeps the newest 5, those whose number 10 divides, and what is needed", ja) == (
+        "保存ポリシーにより残すのは 最新の 5 件, 番号が 10 の倍数のもの、および必要なものです"
+    )
+    several = "input-drift tripped (unlike); label-shift tripped (mixed)"
+    assert heard(several, ja) == "ガードレール input-drift が作動しました; ガードレール label-shift が作動しました"
+    assert "span" not in heard("trained on <b>", en) and heard("trained on <b>", en) == "trained on &lt;b&gt;"
+
+
+def test_what_nobody_translated_is_marked_as_english_unless_it_is_plainly_none() -> None:
+    ja = Speech("ja")
+    assert heard("out of <disk>", ja) == '<span lang="en">out of &lt;disk&gt;</span>'
+    assert heard("TrainingDiverged: odd", ja) == 'TrainingDiverged：<span lang="en">odd</span>'
+    assert heard("点検のため <b>", ja) == "点検のため &lt;b&gt;"
+    assert heard("", ja) == ""
+
+
+def test_rules_that_tripped_are_named_alone() -> None:
+    reasons = (
+        "accuracy-drop: accuracy 0.9 is low: prune less (breached 2 times in a row)",
+        "class-floor#2: accuracy is below the floor",
+        "forgetting: much is forgotten (breached 1 of 3 times before it trips)",
+        "mask-agreement: no pruning step of this cycle compared the masks of two samples",
+        "there are no validation examples: nothing was compared, and the last epoch was kept",
+    )
+    assert tripped(reasons) == "accuracy-drop, class-floor#2"
 
 
 @pytest.mark.parametrize("path", sorted(TEMPLATES.rglob("*.html")), ids=lambda path: path.name)
@@ -603,6 +672,22 @@ def test_training_is_asked_for_paused_and_resumed(grown: House) -> None:
     assert "maintenance" in text_of(grown.http.get("/models/gas"))
     resumed = grown.http.post("/models/gas/pause", data={"state": "active", "reason": "done"}, headers=form)
     assert "gas goes on" in text_of(resumed)
+
+
+def test_pages_tell_what_the_service_wrote_down_in_japanese(grown: House) -> None:
+    japanese = {"Accept-Language": "ja"}
+    why = "cycle 5 failed for good: its workers died again and again without getting further (out of memory?)"
+    form = {"state": "paused", "reason": f"{why}. Mend the cause, then resume the model"}
+    grown.http.post("/models/gas/pause", data=form, headers={**SAME, **PART})
+    for path in ("/", "/models/gas", "/models/gas/pause"):
+        page = grown.http.get(path, headers=japanese).text
+        assert (
+            "サイクル 5 は失敗を繰り返したため打ち切られました：ワーカーが先へ進めないまま" in page and why not in page
+        ), path
+    refused = grown.http.post("/webhooks", data={"url": "ftp://example.org"}, headers={**SAME, **PART, **japanese})
+    assert refused.status_code == 422 and "Webhook のアドレスは https:// または http:// で始まります" in refused.text
+    gone = grown.http.get("/models/nowhere", headers={**BROWSER, **japanese})
+    assert gone.status_code == 404 and "nowhere という名前のモデルはありません" in gone.text
 
 
 def test_without_scripts_a_question_is_a_page(asked: tuple[House, dict[str, str]]) -> None:

@@ -12,6 +12,8 @@ from fastapi import APIRouter, Query, Request, Response
 from app.api.dependencies import MAX_NUMBER, TOLD, ActorDep, ModelName, Number, StoreDep
 from app.api.web.dialogs import ask, done
 from app.api.web.forms import Form
+from app.api.web.rendering import speech_of
+from app.api.web.verdicts import reasons_of
 from app.domain import ModelState, Proposal
 from app.service import cycles, models, overview, previews, promotion, release
 
@@ -53,7 +55,9 @@ def do_rollback(name: ModelName, request: Request, form: Form, store: StoreDep, 
 @router.get("/versions/{number}/promote")
 def ask_promotion(name: ModelName, number: Number, request: Request, store: StoreDep) -> Response:
     """What making a version the champion would change."""
-    return ask(request, "promotion", name=name, p=previews.preview_promotion(store, name, number))
+    p = previews.preview_promotion(store, name, number)
+    reasons = reasons_of(p.withheld, p.classes, speech_of(request)) if p.withheld else ()
+    return ask(request, "promotion", name=name, p=p, reasons=reasons)
 
 
 @router.post("/versions/{number}/promote")

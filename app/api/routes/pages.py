@@ -72,7 +72,7 @@ def model_live(name: ModelName, request: Request, store: StoreDep, stage: _Stage
 def cycle_live(name: ModelName, request: Request, store: StoreDep) -> Response:
     """The running cycle, as far as it is."""
     state = overview.view_queue(store, name)
-    running = model_shown.running_of(state.cycle, state.queued, state.heard_of)
+    running = model_shown.running_of(state.cycle, state.queued, state.heard_of, speech_of(request))
     return render(request, "cycle_part.html", running=running, name=name)
 
 

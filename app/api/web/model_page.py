@@ -11,11 +11,15 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
+from markupsafe import Markup
+
 from app.api.web.drawing import Spark, spark
 from app.api.web.estimates import Estimate, estimate
 from app.api.web.models_page import TONES
+from app.api.web.recorded import heard
 from app.api.web.speech import Speech
 from app.api.web.telling import Told, tell_all
+from app.api.web.verdicts import tripped
 from app.domain import (
     HOLDING,
     Cycle,
@@ -90,7 +94,7 @@ class Running:
     left: float | None
     since: datetime | None
     not_before: datetime | None
-    reason: str
+    reason: Markup
     queued: int
     heard_of: datetime | None
 
@@ -165,7 +169,7 @@ class Shown:
     name: str
     pill: str
     tone: str
-    why: str
+    why: Markup
     recipe: str
     paused: bool
     champion: int | None
@@ -202,12 +206,12 @@ def shown(view: ModelView, t: Speech) -> Shown:
         name=model.name,
         pill=t("model.pill", health=pill, version=champion.number) if champion else pill,
         tone=TONES[glance.health],
-        why=glance.why or "",
+        why=heard(glance.why or "", t),
         recipe=_recipe(view, t),
         paused=model.state == "paused",
         champion=champion.number if champion else None,
         strip=_strip(view) if champion else None,
-        running=running_of(glance.running or view.waiting, glance.queued, view.heard_of),
+        running=running_of(glance.running or view.waiting, glance.queued, view.heard_of, t),
         events=tell_all(view.events, t),
         heat=_heat(view),
         classes=_classes(view),
@@ -291,7 +295,7 @@ def _counted(report: Mapping[str, Any], name: str) -> int | None:
 # -- running cycle -----------------------------------------------------------------------------------------------------
 
 
-def running_of(cycle: Cycle | None, queued: int, heard_of: datetime | None) -> Running | None:
+def running_of(cycle: Cycle | None, queued: int, heard_of: datetime | None, t: Speech) -> Running | None:
     """The cycle that runs, or the next that waits, ready for its template."""
     if cycle is None:
         return None
@@ -318,7 +322,7 @@ def running_of(cycle: Cycle | None, queued: int, heard_of: datetime | None) -> R
         left=elapsed * (1 - share) / share if elapsed and share and share > 0.02 else None,
         since=cycle.started_at,
         not_before=cycle.not_before if cycle.not_before and cycle.not_before > now else None,
-        reason=cycle.reason or "",
+        reason=heard(cycle.reason or "", t),
         queued=queued,
         heard_of=heard_of,
     )
@@ -358,7 +362,7 @@ def _line(view: ModelView, column: Column, marks: Mapping[int, tuple[str, str]],
         density=version.density,
         bytes=version.checkpoint_bytes,
         created_at=version.created_at,
-        reason="; ".join(column.verdict.reasons) if version.status is VersionStatus.WITHHELD else "",
+        reason=tripped(column.verdict.reasons) if version.status is VersionStatus.WITHHELD else "",
     )
 
 

@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from markupsafe import Markup
+
 from app.api.web.drawing import Spark, spark
+from app.api.web.recorded import heard
 from app.api.web.speech import Speech
 from app.api.web.telling import Told, tell
 from app.domain import VersionSummary
@@ -41,7 +44,7 @@ class Row:
     last: Told | None
     health: str
     tone: str
-    why: str
+    why: Markup
 
 
 def row_of(glance: Glance, t: Speech) -> Row:
@@ -61,7 +64,7 @@ def row_of(glance: Glance, t: Speech) -> Row:
         last=tell(glance.last, t) if glance.last else None,
         health=t(f"health.{glance.health}"),
         tone=TONES[glance.health],
-        why=glance.why or "",
+        why=heard(glance.why or "", t),
     )
 
 

@@ -27,6 +27,7 @@ from starlette.types import Scope as AsgiScope
 from app.api.scopes import CALLER
 from app.api.web.assets import ASSETS
 from app.api.web.forms import MOST_BYTES, local_path
+from app.api.web.recorded import heard
 from app.api.web.speech import LANGUAGES, Speech, preferred
 from app.domain import Caller, Scope
 
@@ -131,6 +132,7 @@ def _common(request: Request, active: str) -> dict[str, Any]:
     signed_in = caller if isinstance(caller, Caller) and caller.scopes else None
     return {
         "t": speech,
+        "heard": partial(heard, t=speech),
         "root": root,
         "caller": signed_in,
         "opened": signed_in is not None and not signed_in.key,

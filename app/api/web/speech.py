@@ -75,6 +75,10 @@ class Speech:
         text = one if not bar or values.get("n") == 1 else many
         return text.format(**values) if values else text
 
+    def marked(self, key: str, /, **values: Any) -> Markup:
+        """A sentence with markup in some of its values; what is none is escaped."""
+        return Markup(self._catalogue[key]).format(**values)  # noqa: S704 - the catalogues are our own
+
     def knows(self, key: str) -> bool:
         """Whether the catalogue has this key."""
         return key in self._catalogue

@@ -17,6 +17,9 @@ from datetime import datetime
 from itertools import groupby
 from typing import Any
 
+from markupsafe import Markup, escape
+
+from app.api.web.recorded import heard
 from app.api.web.speech import Speech
 from app.api.web.verdicts import why
 from app.domain import CHAMPION, AuditEntry
@@ -61,7 +64,7 @@ class Told:
     sign: str
     tone: str
     text: str
-    reason: str
+    reason: Markup
     actor: str
     time: datetime
 
@@ -70,10 +73,20 @@ def tell(entry: AuditEntry, t: Speech) -> Told:
     """One entry in words."""
     sign, tone = _SIGNS.get(entry.kind, ("entry", "mute"))
     parameters: Mapping[str, Any] = entry.document["parameters"]
-    reason = entry.document["reason"] or ""
-    if entry.kind == "guardrail.tripped":
-        reason = why(str(parameters["rule"]), parameters.get("figures") or {}, t) or reason
-    return Told(entry.seq, sign, tone, _sentence(entry.kind, parameters, t), reason, entry.actor, entry.time)
+    sentence, reason = _sentence(entry.kind, parameters, t), _reason(entry, parameters, t)
+    return Told(entry.seq, sign, tone, sentence, reason, entry.actor, entry.time)
+
+
+def _reason(entry: AuditEntry, parameters: Mapping[str, Any], t: Speech) -> Markup:
+    recorded = entry.document["reason"] or ""
+    match entry.kind:
+        case "guardrail.tripped" if said := why(str(parameters["rule"]), parameters.get("figures") or {}, t):
+            return escape(said)
+        case "version.withheld":  # each guardrail that tripped has an entry, which says why
+            return Markup()
+        case "mask.held":
+            recorded = str(parameters.get("reason") or "")
+    return heard(recorded, t)
 
 
 def tell_all(entries: Iterable[AuditEntry], t: Speech) -> list[Told]:

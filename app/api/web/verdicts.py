@@ -7,11 +7,15 @@ Law: what it has no sentence or no figures for is told as it was recorded.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from markupsafe import Markup, escape
+
+from app.api.web.recorded import fits, heard
 from app.api.web.speech import Speech
+from app.service.overview import Judged
 
 _SHARES = frozenset(
     {
@@ -26,40 +30,36 @@ _IN_POINTS = frozenset({"accuracy-drop", "forgetting", "generalization-gap"})
 
 DIVERGENCE = "divergence"
 
+_RULE = re.compile(r"[a-z-]+(#\d+)?: ")
+"""How a reason begins that is about a rule; others are notes."""
 
-@dataclass(frozen=True, slots=True)
-class Reason:
-    """A reason as it is read; ``recorded``: it is the English sentence that was written down."""
-
-    text: str
-    recorded: bool = False
+_HARMLESS = ("unjudged", "breach.early")
+"""Reasons of rules that did not trip."""
 
 
-def reasons_of(
-    recorded: Sequence[str],
-    rules: Sequence[Mapping[str, Any]],
-    limits: Mapping[str, float],
-    classes: Sequence[str],
-    t: Speech,
-) -> list[Reason]:
+def reasons_of(judged: Judged, classes: Sequence[str], t: Speech) -> list[Markup]:
     """The reasons of a verdict.
 
     Args:
-        recorded: as they were written down, each with the name of its rule before it.
-        rules: what each rule found: its name, whether it tripped, breaches in a row, figures.
-        limits: what the recipe accepts, by rule.
+        judged: as they were recorded.
         classes: names of the model's classes.
         t: the language.
     """
-    found = {rule["name"]: rule for rule in rules if not rule["passed"]}
+    found = {rule["name"]: rule for rule in judged.rules if not rule["passed"]}
     told = []
-    for text in recorded:
+    for text in judged.reasons:
         rule = found.get(text.partition(": ")[0])
-        said = rule and why(rule["name"], rule, t, limit=limits.get(rule["name"]), classes=classes)
+        said = rule and why(rule["name"], rule, t, limit=judged.limits.get(rule["name"]), classes=classes)
         if rule and said and not rule["tripped"]:
             said += " " + t("reason.not_yet", n=rule["breaches"])
-        told.append(Reason(said) if said else Reason(text, recorded=True))
+        told.append(escape(said) if said else heard(text, t))
     return told
+
+
+def tripped(recorded: Sequence[str]) -> str:
+    """Names of the rules that tripped, by the recorded reasons of a verdict."""
+    about = [(text.partition(": "), text) for text in recorded]
+    return ", ".join(name for (name, _, reason), text in about if _RULE.match(text) and not fits(reason, *_HARMLESS))
 
 
 def why(

@@ -9,11 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from markupsafe import Markup
+
 from app.api.web.drawing import Tree, tree
 from app.api.web.estimates import Estimate
+from app.api.web.recorded import heard
 from app.api.web.speech import Speech
 from app.api.web.telling import Told, tell_all
-from app.api.web.verdicts import Reason, reasons_of
+from app.api.web.verdicts import reasons_of
 from app.domain import Layer, VersionStatus
 from app.service.overview import VersionPage
 
@@ -83,7 +86,7 @@ class Shown:
     status: str
     aliases: Sequence[str]
     passed: bool
-    reasons: Sequence[Reason]
+    reasons: Sequence[Markup]
     restored: int | None
     metrics: Sequence[Metric]
     layers: Sequence[LayerRow]
@@ -96,7 +99,7 @@ class Shown:
     mask_digest: str
     checkpoint: str
     swept_at: datetime | None
-    swept_reason: str
+    swept_reason: Markup
     may_promote: bool
     may_go_back: bool
     family: Tree
@@ -127,7 +130,7 @@ def shown(page: VersionPage, t: Speech) -> Shown:
         status=t(f"sign.{sign}"),
         aliases=[alias for alias in page.aliases if alias != "champion"],
         passed=version.verdict.passed,
-        reasons=_reasons(page, t),
+        reasons=reasons_of(page.judged, page.model.input.classes or (), t),
         restored=version.verdict.restored,
         metrics=_metrics(page, t),
         layers=_layers(version.layers, page.before.layers if page.before else ()),
@@ -140,7 +143,7 @@ def shown(page: VersionPage, t: Speech) -> Shown:
         mask_digest=version.mask_digest,
         checkpoint=version.checkpoint,
         swept_at=version.swept_at,
-        swept_reason=version.swept_reason or "",
+        swept_reason=heard(version.swept_reason or "", t),
         may_promote=not champion and version.swept_at is None,
         may_go_back=page.is_ancestor and version.swept_at is None,
         family=tree([(kin.number, kin.parent) for kin in page.family]),
@@ -149,12 +152,6 @@ def shown(page: VersionPage, t: Speech) -> Shown:
         previous=version.number - 1 if version.number > page.oldest else None,
         next=version.number + 1 if version.number < page.newest else None,
     )
-
-
-def _reasons(page: VersionPage, t: Speech) -> list[Reason]:
-    judged = [entry.document["parameters"] for entry in page.entries if entry.kind == "cycle.judged"]
-    rules = judged[-1].get("rules", ()) if judged else ()
-    return reasons_of(page.version.verdict.reasons, rules, page.limits, page.model.input.classes or (), t)
 
 
 def _metrics(page: VersionPage, t: Speech) -> list[Metric]:
