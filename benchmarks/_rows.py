@@ -20,9 +20,9 @@ from typing import Any
 import psycopg
 import sqlalchemy as sa
 
-from app.store.audit import subjects_of
 from app.store.merkle import completed
 from app.store.migrate import migrate
+from app.store.subjects import subjects_of
 from app.store.tables import metadata
 from espalier.formats.canonical import canonical_json
 from espalier.formats.proof import Frontier, leaf_hash

@@ -26,11 +26,11 @@ import sqlalchemy as sa
 
 from app.domain import CHAMPION, Actor, CycleTrigger, MegabatchDraft, Model
 from app.service import models
-from app.store.audit import Sought as Entries
 from app.store.blobs import Blobs
 from app.store.database import Store, Transaction
 from app.store.decisions import Sought
 from app.store.numbers import Numbers
+from app.store.search import Sought as Entries
 from benchmarks._rows import BIG, Size, digest, fill
 
 FULL = Size(models=1000, megabatches=10_000, versions=100_000, entries=1_000_000)

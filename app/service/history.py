@@ -19,9 +19,10 @@ from app.service.agreement import CHANGED, RESTORE, examine_rows
 from app.service.decisions import examine_decisions
 from app.service.notary import Notary
 from app.service.removal import leftovers
-from app.store.audit import Indexed, Sought
 from app.store.database import Store
 from app.store.merkle import HEIGHT, WIDTH
+from app.store.search import Sought
+from app.store.subjects import Indexed
 from espalier.formats.proof import Frontier
 
 T = TypeVar("T")

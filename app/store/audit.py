@@ -14,12 +14,11 @@ Laws:
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -27,18 +26,11 @@ from app import __version__
 from app.domain import Actor, AuditEntry, Digest, LogHead, Page, SignedHead
 from app.errors import Fault, UnknownEntry
 from app.store.merkle import Tree, completed, nodes_of
+from app.store.search import Sought
+from app.store.subjects import Indexed, Subject, subjects_of
 from app.store.tables import audit_entries, audit_subjects, log_checkpoints, log_head, log_nodes
 from espalier.formats.canonical import canonical_json, exact
 from espalier.formats.proof import Frontier, leaf_hash
-
-Subject = Literal["cycle", "version", "megabatch"]
-
-_NAMES: dict[Subject, tuple[str, ...]] = {
-    "cycle": ("cycle",),
-    "version": ("version", "from", "to"),
-    "megabatch": ("megabatch",),
-}
-"""What an entry is about: the parameters that hold its number."""
 
 _CODE = {"espalier": __version__}
 _VERIFY_ROWS = 1000
@@ -54,68 +46,6 @@ _STORED = (
     # Text on SQLite, so that not even its punctuation can change unseen.
     sa.type_coerce(audit_entries.c.time, sa.String).label("stored_time"),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Sought:
-    """Which entries; None, or an empty text: all.
-
-    Attributes:
-        model, kind, actor: that is said of it, exactly.
-        since, until: made at this time or later, and before this one.
-        text: stands in its kind, model, actor, reason or parameters, whatever the case of its letters.
-    """
-
-    model: str | None = None
-    kind: str | None = None
-    actor: str | None = None
-    since: datetime | None = None
-    until: datetime | None = None
-    text: str = ""
-
-    @property
-    def timed(self) -> bool:
-        """Whether a time is given: then the order is that of time."""
-        return self.since is not None or self.until is not None
-
-    def parted(self, timed: bool) -> tuple[list[sa.ColumnElement[bool]], bool]:
-        """What an index answers, that of time or another; and whether more is asked for, which ``holds`` tells."""
-        column = audit_entries.c
-        if timed:
-            given = [*_given(column.time.__ge__, self.since), *_given(column.time.__lt__, self.until)]
-            return given, any((self.model, self.kind, self.actor, self.text))
-        if self.model or self.kind:
-            given = [*_given(column.model.__eq__, self.model), *_given(column.kind.__eq__, self.kind)]
-            return given, any((self.actor, self.text))
-        return _given(column.actor.__eq__, self.actor), bool(self.text)
-
-    def holds(self, entry: sa.Row[Any]) -> bool:
-        """Whether an entry is of this model, kind and actor, and has the text."""
-        exact = ((self.model, entry.model), (self.kind, entry.kind), (self.actor, entry.actor))
-        if any(wanted is not None and wanted != found for wanted, found in exact):
-            return False
-        return not self.text or _has(json.loads(entry.document), self.text.casefold())
-
-
-def _given(holds: Callable[[Any], sa.ColumnElement[bool]], value: object) -> list[sa.ColumnElement[bool]]:
-    return [] if value is None else [holds(value)]
-
-
-def _has(document: Mapping[str, Any], text: str) -> bool:
-    said = (str(document[name] or "") for name in ("kind", "model", "actor", "reason"))
-    return any(text in each.casefold() for each in (*said, *_leaves("", document["parameters"])))
-
-
-def _leaves(name: str, value: object) -> Iterator[str]:
-    """Every value with its name before it, as a text: version 7."""
-    if isinstance(value, Mapping):
-        for key, each in value.items():
-            yield from _leaves(key, each)
-    elif isinstance(value, list):
-        for each in value:
-            yield from _leaves(name, each)
-    else:
-        yield f"{name} {value}"
 
 
 class Audit:
@@ -489,35 +419,6 @@ class Audit:
             if limit == 1:
                 raise Fault(f"an audit entry after {after} cannot be read ({error.__cause__ or error})") from error
             return self._rows(after, 1)
-
-
-@dataclass(frozen=True, slots=True)
-class Indexed:
-    """Rows of the index of the log, in any order: how many, and the sum of their hashes."""
-
-    rows: int = 0
-    sum: int = 0
-
-    def with_row(self, model: str, subject: str, number: int, seq: int) -> Indexed:
-        """With one row more."""
-        hashed = hashlib.sha256(f"{model} {subject} {number} {seq}".encode()).digest()
-        return Indexed(self.rows + 1, (self.sum + int.from_bytes(hashed)) % 2**256)
-
-    def with_entry(self, entry: AuditEntry) -> Indexed:
-        """With all rows that an entry has."""
-        grown = self
-        for subject, number in subjects_of(entry.document):
-            grown = grown.with_row(str(entry.model), subject, number, entry.seq)
-        return grown
-
-
-def subjects_of(entry: Mapping[str, Any]) -> set[tuple[Subject, int]]:
-    """The cycles, versions and megabatches that an entry's document is about; of none that is about no model."""
-    if entry["model"] is None:
-        return set()
-    parameters = entry["parameters"]
-    named = ((subject, parameters.get(name)) for subject, names in _NAMES.items() for name in names)
-    return {(subject, number) for subject, number in named if type(number) is int}
 
 
 def _subjects(document: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -18,8 +18,8 @@ from app.api.strict_json import JsonRoute
 from app.errors import UnknownEntry
 from app.service import history
 from app.service.notary import Notary
-from app.store.audit import Sought
 from app.store.merkle import WIDTH
+from app.store.search import Sought
 from espalier.formats.canonical import sha256_digest
 
 router = APIRouter(prefix="/v1/audit", tags=["audit"], route_class=JsonRoute)

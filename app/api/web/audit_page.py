@@ -17,7 +17,7 @@ from app.api.web.telling import Told, tell
 from app.domain import AuditEntry
 from app.errors import BadInput
 from app.service.attestation import Attested
-from app.store.audit import Sought
+from app.store.search import Sought
 
 _PARTS = ("inputs", "parameters", "outputs", "code")
 """What a document may say beside who, when and why; a part that is empty is not shown."""
