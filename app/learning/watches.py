@@ -42,11 +42,11 @@ class _Watch:
 _WATCHES: dict[type, _Watch] = {
     InputDrift: _Watch(
         "inputs", "new inputs are unlike those of the past", _told_inputs,
-        "Check the source of the data if that is not meant; else let the network learn them before it is pruned",
+        "Check the source of the data if that is not meant, or let the network learn them before it is pruned",
     ),
     LabelShift: _Watch(
         "labels", "the classes are mixed unlike in the past", _told_labels,
-        "Check the labels if that is not meant; class-balanced replay keeps the rare classes",
+        "Check the labels if that is not meant, or keep the rare classes by class-balanced replay",
     ),
     PrequentialDrop: _Watch(
         "accuracy", "the champion answers new examples worse than those that it was validated on", _told_accuracy,

@@ -79,13 +79,10 @@ def tell(entry: AuditEntry, t: Speech) -> Told:
 
 def _reason(entry: AuditEntry, parameters: Mapping[str, Any], t: Speech) -> Markup:
     recorded = entry.document["reason"] or ""
-    match entry.kind:
-        case "guardrail.tripped" if said := why(str(parameters["rule"]), parameters.get("figures") or {}, t):
-            return escape(said)
-        case "version.withheld":  # each guardrail that tripped has an entry, which says why
-            return Markup()
-        case "mask.held":
-            recorded = str(parameters.get("reason") or "")
+    if entry.kind == "mask.held":
+        recorded = str(parameters.get("reason") or "")
+    if entry.kind == "guardrail.tripped" and (said := why(str(parameters["rule"]), parameters.get("figures") or {}, t)):
+        return escape(said)
     return heard(recorded, t)
 
 

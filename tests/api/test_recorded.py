@@ -1,0 +1,137 @@
+"""What the service wrote down, told in the reader's language: every sentence, and no other."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from markupsafe import Markup, escape
+
+from app.api.web import recorded
+from app.api.web.recorded import heard
+from app.api.web.speech import CATALOGUE, Speech
+
+
+def test_what_the_service_wrote_down_is_told_in_the_reader_s_language() -> None:
+    ja, en = Speech("ja"), Speech("en")
+    died = "its workers died again and again without getting further (out of memory?)"
+    gave_up = f"cycle 7 failed for good: {died}. Mend the cause, then resume the model"
+    assert heard("its worker fell silent", ja) == "ワーカーからの応答が途絶えました"
+    assert heard(gave_up, en) == gave_up
+    assert heard(gave_up, ja).startswith("サイクル 7 は失敗し、再試行されません：ワーカーが先へ進めないまま")
+    assert heard("retention keeps the newest 5, those whose number 10 divides, and what is needed", ja) == (
+        "保存ポリシーにより残すもの：最新の 5 件、番号が 10 の倍数のもの、および必要なもの"
+    )
+    assert heard("trained on <b>", en) == "trained on &lt;b&gt;"
+
+
+SAMPLES = {
+    "kind": "accuracy-drop#2",
+    "rule": "class-floor",
+    "rules": "accuracy-drop, forgetting#3",
+    "day": "2026-11-29",
+    "drift": "labels",
+    "part": "embedding unit",
+    "scopes": "audit and read",
+    "versions": "3, 2, 1",
+    "older": " or older ones",
+    "why": "its worker fell silent",
+    "listed": "and 3 more",
+    "host": "localhost",
+}
+
+
+@pytest.mark.parametrize("key", sorted(key for key in CATALOGUE["en"] if key.startswith("recorded.")))
+@pytest.mark.parametrize("number", ["12", "0.0312", "1e-05"])
+def test_every_sentence_that_the_service_writes_is_found_again(key: str, number: str) -> None:
+    sentence = CATALOGUE["en"][key]
+    holes = re.findall(r"\{(\w+)\}", sentence)
+    filled = {hole: SAMPLES.get(hole, number if is_number(hole) else "some-name") for hole in holes}
+    if key == "recorded.kept.newest" or key == "recorded.kept.every":
+        filled["n"] = "12"
+    said = heard(sentence.format(**filled), Speech("ja"))
+    assert 'lang="en"' not in said, said
+    if not {"why", "listed", "older", "drift", "part"} & set(holes):
+        assert said.striptags() == Markup(escape(CATALOGUE["ja"][key].format(**filled))).striptags()
+
+
+def is_number(hole: str) -> bool:
+    return hole not in recorded._HOLES
+
+
+def test_sentences_within_sentences_and_several_in_a_row_are_told_too() -> None:
+    ja = Speech("ja")
+    drift = (
+        "new inputs are unlike those of the past: megabatch 7 differs most in feature 3, its distribution by 0.412 "
+        "(p = 1.2e-05), megabatch 8 differs most in embedding unit 11, its distribution by 0.300 (p = 0). Check the "
+        "source of the data if that is not meant, or let the network learn them before it is pruned (breached 2 times "
+        "in a row)"
+    )
+    drop = (
+        "accuracy 0.9012 is 0.0312 below the champion's 0.9324 on the same 400 validation examples, more than the "
+        "accepted 0.02 (p = 0.0021): prune in smaller steps or train longer, or quarantine the new megabatch if its "
+        "labels are wrong"
+    )
+    classes = (
+        "accuracy is below the floor 0.8, and not by chance, in 4 of 6 classes: class 0 0.5000 (5 of 10 right, 0.7000 "
+        "at most), class 3 0.2000 (2 of 10 right, 0.4000 at most), and 2 more. Upload more examples of them, or set "
+        "training.class_weights to balanced"
+    )
+    few = "the 12 validation examples are too few to halve: the epoch was selected on the verdict's own"
+    held = f"held since input-drift tripped ({drift}): 1 of 3 passes"
+    for text, ending in [
+        (f"accuracy-drop: {drop}; class-floor#2: {classes}; input-drift: {drift}", "（2 回連続）"),
+        (f"{held}; held since accuracy-drop tripped ({drop}): 0 of 2 passes", "0 / 2 回"),
+        (f"input-drift tripped ({drift}); prequential-drop tripped ({drop})", "）"),
+        (f"accuracy-drop: {drop}; {few}", "選びました"),
+    ]:
+        said = heard(text, ja)
+        assert 'lang="en"' not in said and said.endswith(ending), said
+    assert "メガバッチ 8：最も異なるのは" in heard(drift, ja) and "クラス 3 は 0.2000" in heard(classes, ja)
+
+
+def test_what_nobody_translated_is_marked_as_english_unless_it_is_plainly_none() -> None:
+    ja = Speech("ja")
+    assert heard("out of <disk>", ja) == '<span lang="en">out of &lt;disk&gt;</span>'
+    assert heard("TrainingDiverged: odd", ja) == 'TrainingDiverged：<span lang="en">odd</span>'
+    assert heard("a spare; an é", ja) == '<span lang="en">a spare; an é</span>'
+    assert heard("点検のため <b>", ja) == "点検のため &lt;b&gt;"
+    assert heard("", ja) == ""
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "Alice tripped (fell over a cable)",
+        "sensor 3 tripped in cycle 9 yesterday",
+        "Note: see ticket: 42",
+        "version three was promoted",
+        "held since lunch tripped (up): 1 of 3 passes",
+    ],
+)
+def test_what_a_person_typed_is_shown_as_it_was_typed(typed: str) -> None:
+    assert heard(typed, Speech("ja")).striptags() == typed
+
+
+def test_sentences_hold_one_hole_for_anything_at_most() -> None:
+    """Two of them, and a text of some length takes minutes to be found unfit."""
+    assert max(pattern.pattern.count(".+") for _, pattern in recorded._patterns()) == 1
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "TrainingDiverged: " * 200,
+        "accuracy-drop: " * 2000,
+        "its worker fell silent; " * 400,
+        "a; " * 23 + "b" * 3000,
+        "held since accuracy-drop tripped (" * 50 + "): 1 of 2 passes" * 50,
+        "(breached 1 times in a row); " * 20 + "x (breached 1 times in a row)" * 80,
+        "became infinite or NaN: " * 160,
+        "model 'a' is paused (" * 180,
+        "9" * 3990,
+    ],
+)
+def test_hostile_texts_are_told_as_they_are_and_at_once(typed: str) -> None:
+    """Depth, length and parts of a text are limited; without that, some of these take minutes, or the whole stack."""
+    assert heard(typed, Speech("ja"))
