@@ -35,7 +35,6 @@ from espalier.formats.proof import Frontier, leaf_hash
 _CODE = {"espalier": __version__}
 _VERIFY_ROWS = 1000
 _LARGEST_SEQ = 2**53 - 1
-_LOOK_ROWS = 100
 
 LOOKED = 2000
 """Entries that are looked through at a time for what no index answers."""
@@ -192,13 +191,12 @@ class Audit:
         ordered = wanted.order_by(*(column.desc() if newest else column.asc() for column in key))
         found: list[AuditEntry] = []
         looked, last = 0, 0
-        with self._connection.execute(ordered.execution_options(yield_per=_LOOK_ROWS)) as rows:
-            for row in rows:
-                holds = not rest or sought.holds(row)
-                if holds and len(found) == limit:
-                    return Page(tuple(found), str(found[-1].seq))
-                found += [_entry(row)] if holds else []
-                looked, last = looked + 1, row.seq
+        for row in self._connection.execute(ordered):
+            holds = not rest or sought.holds(row)
+            if holds and len(found) == limit:
+                return Page(tuple(found), str(found[-1].seq))
+            found += [_entry(row)] if holds else []
+            looked, last = looked + 1, row.seq
         return Page(tuple(found), str(last) if rest and looked == LOOKED else None)
 
     def _begun_at(self, sought: Sought, seq: int, newest: bool) -> tuple[Sought, Sequence[Any]]:

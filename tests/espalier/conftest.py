@@ -53,7 +53,7 @@ def serving(data_dir: Path, *options: str, **environment: str) -> Iterator[Servi
     """`espalier serve` as another process, on a free port."""
     command = [sys.executable, "-m", "espalier", "serve", "--port", "0", "--data-dir", str(data_dir), *options]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("ESPALIER_")}
-    settings = {"OMP_NUM_THREADS": "1", "ESPALIER_TICK_SECONDS": "0.05", **environment}
+    settings = {"OMP_NUM_THREADS": "1", "ESPALIER_TICK_SECONDS": "0.25", **environment}
     with (data_dir.parent / "service.log").open("a") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=clean | settings)
     assert process.stdout is not None
