@@ -13,6 +13,7 @@ Laws:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -35,25 +36,26 @@ class Tree:
         self._tiles: dict[tuple[int, int], list[bytes]] = {}
         self._roots: dict[tuple[int, int], bytes] = {}
 
-    def fetch(self, place: int, size: int) -> None:
+    def fetch(self, leaf: int, size: int) -> None:
         """Read the tiles that the proofs of a place at a size need, all in one statement.
 
         Every hash on the way from a leaf to the root, and each of their neighbours, lies in the tiles above that leaf;
         those of the last subtrees lie in the tiles above the log's end.
 
         Args:
-            place: index of a leaf.
+            leaf: its index.
             size: of the log.
         """
         levels = range(1 + max(0, size.bit_length() - 1) // HEIGHT)
-        wanted = {(level, at >> HEIGHT * (level + 1)) for level in levels for at in (place, size)} - self._tiles.keys()
+        wanted = {(level, at >> HEIGHT * (level + 1)) for level in levels for at in (leaf, size)} - self._tiles.keys()
         if not wanted:
             return
-        parts = [_tile(*tile).add_columns(sa.literal(tile[0]), sa.literal(tile[1])) for tile in sorted(wanted)]
-        found: dict[tuple[int, int], list[tuple[int, str]]] = {tile: [] for tile in wanted}
-        for number, hashed, level, index in self._connection.execute(sa.select(sa.union_all(*parts).subquery())):
-            found[level, index].append((number, hashed))
-        for tile, rows in found.items():
+        tiles = sorted(wanted)
+        found: list[list[tuple[int, str]]] = [[] for _ in tiles]
+        first = {f"first{place}": _first(*tile) for place, tile in enumerate(tiles)}
+        for number, hashed, place in self._connection.execute(_tiles(tuple(level for level, _ in tiles)), first):
+            found[place].append((number, hashed))
+        for tile, rows in zip(tiles, found, strict=True):
             self._tiles[tile] = _hashes(*tile, sorted(rows))
 
     def root(self, size: int) -> bytes:
@@ -105,7 +107,8 @@ class Tree:
         return found[:width]
 
     def _read(self, level: int, index: int) -> list[bytes]:
-        return _hashes(level, index, sorted(map(tuple, self._connection.execute(_tile(level, index)))))
+        rows = self._connection.execute(_tile(level, "first"), {"first": _first(level, index)})
+        return _hashes(level, index, sorted(map(tuple, rows)))
 
     def _range(self, low: int, high: int) -> bytes:
         """The root over the leaves from ``low`` to before ``high``, as the tree is cut there."""
@@ -128,15 +131,25 @@ class Tree:
         return hashes[0]
 
 
-def _tile(level: int, index: int) -> sa.Select[Any]:
-    """Numbers and hashes of what is stored of a tile."""
+@cache
+def _tiles(levels: tuple[int, ...]) -> sa.Select[Any]:
+    """Numbers, hashes and places of what is stored of some tiles of these levels; it is put together once, since that
+    costs as much as asking does.
+    """
+    parts = [_tile(level, f"first{place}").add_columns(sa.literal(place)) for place, level in enumerate(levels)]
+    return sa.select(sa.union_all(*parts).subquery())
+
+
+@cache
+def _tile(level: int, first: str) -> sa.Select[Any]:
+    """Numbers and hashes of what is stored of a tile of a level, whose first number is this parameter."""
     if level == 0:
         wanted, at = sa.select(audit_entries.c.seq, audit_entries.c.leaf), audit_entries.c.seq
     else:
         at = log_nodes.c.index
         wanted = sa.select(at, log_nodes.c.hash).where(log_nodes.c.level == level)
-    first = _first(level, index)
-    return wanted.where(at >= first, at < first + WIDTH)
+    low = sa.bindparam(first, type_=sa.BigInteger)
+    return wanted.where(at >= low, at < low + WIDTH)
 
 
 def _first(level: int, index: int) -> int:
