@@ -167,6 +167,9 @@ class Worker:
     def _look_at_clock(self, seconds: float) -> None:
         """Bring jobs back whose next time lies too far ahead: a clock that was set back would hold them up until then.
 
+        And wake the scheduler where one is late: how long it sleeps is told by two looks at the clock, which may have
+        been set between them.
+
         A sweep waits for its whole interval after a step, since the age of what was just kept cannot be told any more.
 
         Args:
@@ -176,9 +179,12 @@ class Worker:
         if seconds:
             log.warning("the clock of this machine was set by %+.1f s", seconds)
             self._scheduler.modify_job("sweep", next_run_time=now + timedelta(seconds=_SWEEP_SECONDS))
-        for job in self._scheduler.get_jobs():
+        jobs = self._scheduler.get_jobs()
+        for job in jobs:
             if job.next_run_time > now + job.trigger.interval + _SLACK:
                 job.modify(next_run_time=now)
+        if any(job.next_run_time < now - _SLACK for job in jobs):
+            self._scheduler.wakeup()
 
     def _heartbeat(self) -> None:
         self._running.renew(self._store, self._settings)

@@ -240,6 +240,27 @@ def test_jobs_go_on_when_the_clock_is_set_back(tmp_path: Path) -> None:
     assert max(due.values()) < timedelta(seconds=1)
 
 
+def test_a_scheduler_that_sleeps_for_hours_is_woken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks at the clock twice to know how long it may sleep; one that is set between the two tells it nonsense."""
+    shop = Shop(f"sqlite:///{tmp_path / 'espalier.db'}", tmp_path)
+    shop.migrate()
+    worker = Worker(shop.store(), shop.settings, where=torch.device("cpu"))
+    process = worker._scheduler._process_jobs
+    monkeypatch.setattr(worker._scheduler, "_process_jobs", lambda: process() and 5 * 3600.0)
+    worker._scheduler.start()
+    try:
+        until(worker._wake.is_set, what="the first tick")
+        time.sleep(1.5)
+        worker._wake.clear()
+        assert not worker._wake.wait(1.0), "it sleeps for hours"
+        worker._look_at_clock(0.0)
+        assert worker._wake.wait(10), "and is woken"
+    finally:
+        worker._scheduler.shutdown()
+        for each in shop.stores:
+            each.dispose()
+
+
 def test_a_long_sleep_is_not_counted_through() -> None:
     """A trigger that goes from one missed run to the next takes minutes for a night of them."""
     trigger, woken = Every(0.05), datetime(2030, 1, 4, tzinfo=UTC)
