@@ -26,6 +26,7 @@ from app.store.migrate import migrate
 from app.store.numbers import Numbers
 from espalier.formats import checkpoint, megabatch
 from espalier.formats.canonical import sha256_digest
+from tests.decoding import decoded_here
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Starlette would rather have httpx2; the client package speaks httpx
@@ -140,6 +141,12 @@ class House:
         """What lies in staging: nothing should, between requests."""
         staging = self.store.blobs.root / "staging"
         return sorted(staging.iterdir()) if staging.exists() else []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _decoded_here(request: pytest.FixtureRequest) -> Iterator[None]:
+    with decoded_here(request.module):
+        yield
 
 
 @pytest.fixture

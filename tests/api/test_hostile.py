@@ -29,6 +29,8 @@ from tests.intake.hostile import Entry, archive, npy, npy_header
 from tests.intake.hostile_images import HOSTILE_IMAGES, colour, folder, saved, tarred, zipped
 from tests.intake.hostile_tables import TABLES, to_parquet
 
+SANDBOXED = True
+
 LIMIT = 8 << 20
 X, Y = examples()
 

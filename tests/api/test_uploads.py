@@ -17,6 +17,8 @@ from app.config import Settings
 from app.domain import Actor, UploadState
 from tests.api.conftest import House, content_digest, opened, problem, upload_bytes
 
+SANDBOXED = True
+
 PATH = "/v1/models/gas/uploads"
 TUS = {"Tus-Resumable": "1.0.0"}
 TUS_PART = {**TUS, "Content-Type": "application/offset+octet-stream"}

@@ -20,6 +20,7 @@ from app.store.blobs import Blobs
 from app.store.database import Store
 from app.store.migrate import migrate
 from espalier.formats import megabatch
+from tests.decoding import decoded_here
 
 ACTOR = Actor("tester", "request-1")
 LIMITS = Limits(max_bytes=64 * 2**20, seconds=30.0, memory_bytes=2 * 2**30)
@@ -90,6 +91,12 @@ class House:
     def kinds(self, name: str | None = "gas") -> list[str]:
         with self.store.reading() as tx:
             return [entry.kind for entry in tx.audit.entries(name, None, 1000).items]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _decoded_here(request: pytest.FixtureRequest) -> Iterator[None]:
+    with decoded_here(request.module):
+        yield
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ from app.intake import sandbox
 from app.service import cycles, ingest, models
 from tests.service.conftest import ACTOR, RECIPE, House, blob_of_examples
 
+SANDBOXED = True
+
 
 def test_the_first_megabatch_completes_the_input_spec_and_starts_a_cycle(house: House) -> None:
     house.create()

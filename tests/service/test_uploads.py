@@ -26,6 +26,8 @@ from app.store.database import Store
 from espalier.formats import megabatch
 from tests.api.conftest import examples
 
+SANDBOXED = True
+
 ACTOR = Actor("tester", "request-7")
 SETTINGS = Settings()
 LIMITS = Limits(max_bytes=1 << 26, seconds=60)

@@ -24,6 +24,7 @@ from app.store.database import Store
 from app.store.migrate import migrate
 from app.worker.runner import Worker
 from espalier.formats import megabatch
+from tests.decoding import decoded_here
 
 RECIPE: dict[str, Any] = {
     "network": {"name": "mlp", "hidden": [8]},
@@ -92,6 +93,12 @@ class Shop:
         while not look():
             assert time.monotonic() < end, "what was waited for did not happen"
             time.sleep(0.01)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _decoded_here(request: pytest.FixtureRequest) -> Iterator[None]:
+    with decoded_here(request.module):
+        yield
 
 
 @pytest.fixture
