@@ -30,7 +30,7 @@ STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help setup demo serve check format test test-all test-faults bench docs reference lock audit sbom clean distclean
+.PHONY: help setup demo serve check format test test-slow test-all test-faults bench docs reference lock audit sbom clean distclean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -87,6 +87,9 @@ test: check ## check, then the fast tests
 
 test-all: check ## check, then all tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-slow: $(STAMP) ## What `make test` leaves out, but for the fault suite
+	@$(BIN)/python -m pytest -m "slow and not faults" $(PYTEST_ARGS)
 
 test-faults: $(STAMP) ## The whole fault suite, with its table; also build/faults.json
 	@ESPALIER_FAULTS_JSON=build/faults.json $(BIN)/python -m pytest -m faults $(PYTEST_ARGS) tests/faults

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+import hypothesis
 import pytest
 import sqlalchemy as sa
 
@@ -27,6 +28,10 @@ KEPT = {"ESPALIER_TEST_DATABASE_URL", "ESPALIER_FAULTS_JSON"}
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 for name in [name for name in os.environ if name.startswith("ESPALIER_") and name not in KEPT]:
     del os.environ[name]
+
+# A machine that is busy for a moment is no finding.
+hypothesis.settings.register_profile("espalier", deadline=None)
+hypothesis.settings.load_profile("espalier")
 
 SERVER = os.environ.get("ESPALIER_TEST_DATABASE_URL")
 DATABASES = ["sqlite", "postgresql"] if SERVER else ["sqlite"]

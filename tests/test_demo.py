@@ -133,6 +133,7 @@ def test_a_short_run_on_data_of_ones_own(tmp_path: Path) -> None:
     assert f"espalier serve --data-dir {tmp_path / 'kept'}" in shown
 
 
+@pytest.mark.slow
 def test_ones_own_settings_do_not_reach_the_demos_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ESPALIER_DATABASE_URL", "postgresql+psycopg://nobody@nowhere.invalid/espalier")
     monkeypatch.setenv("ESPALIER_API_KEY", "secret")

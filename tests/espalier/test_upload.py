@@ -119,6 +119,7 @@ def test_an_upload_that_gets_nowhere_ends_and_the_next_process_goes_on(idle: Ser
     assert remembered() == []
 
 
+@pytest.mark.slow
 def test_what_the_service_has_forgotten_is_begun_anew(idle: Service, name: str) -> None:
     client, _ = through(idle, None, None, breaking(4000), *[refused] * 200)
     with client, pytest.raises(ServiceUnreachable):

@@ -133,6 +133,7 @@ def watch_first(watch: Watch) -> list[Version]:
     return []
 
 
+@pytest.mark.slow
 def test_without_long_polls_it_looks_at_intervals(tmp_path: Path) -> None:
     with (
         serving(tmp_path / "data", ESPALIER_LONGEST_WAIT_SECONDS="0") as service,
@@ -151,6 +152,7 @@ def upload(client: Client, name: str, seed: int) -> None:
     client.upload(name, *examples(seed), wait=True, timeout=90)
 
 
+@pytest.mark.slow
 def test_it_survives_a_service_that_starts_again(tmp_path: Path) -> None:
     with serving(tmp_path / "data") as first:
         port = first.url.rpartition(":")[2]

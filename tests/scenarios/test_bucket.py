@@ -23,6 +23,7 @@ pytestmark = pytest.mark.timeout(300)
 ACTOR = Actor("tester")
 
 
+@pytest.mark.slow
 def test_two_workers_share_a_bucket(on_each_database: Deployment, s3: S3) -> None:
     deployment = on_each_database
     url = f"s3://{s3.new_bucket()}/espalier"
@@ -115,6 +116,7 @@ def test_what_is_erased_is_gone_from_the_bucket_and_production_goes_on_without_i
     assert doctor.ended(60) == 0, doctor.text
 
 
+@pytest.mark.slow
 def test_a_service_that_cannot_use_its_bucket_says_so_at_the_start(deployment: Deployment, s3: S3) -> None:
     for command in (("serve", "--port", "0"), ("work",), ("doctor",)):
         process = deployment.start(*command, blobs_url="s3://no-such-bucket")

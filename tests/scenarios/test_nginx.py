@@ -31,7 +31,11 @@ CONFIGURATION = Path(__file__).parents[2] / "deploy" / "nginx.conf"
 RECIPE = {"network": {"name": "mlp", "hidden": [64]}, "training": {"epochs": 1, "minibatch": 64}}
 CHECKPOINT = "/v1/models/gas/versions/1/checkpoint"
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.skipif(NGINX is None, reason="there is no nginx here")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(NGINX is None, reason="there is no nginx here"),
+]
 
 
 @dataclass

@@ -71,6 +71,7 @@ def half_a_part(url: str, path: str, body: bytes, offset: int, count: int) -> so
     return connection
 
 
+@pytest.mark.slow
 def test_tuspy_goes_on_after_every_kill(deployment: Deployment) -> None:
     service = deployment.serve("--no-worker")
     client = deployment.client(service)
@@ -92,6 +93,7 @@ def test_tuspy_goes_on_after_every_kill(deployment: Deployment) -> None:
     accepted_once(deployment, client, x, y)
 
 
+@pytest.mark.slow
 def test_a_kill_within_a_long_part_keeps_what_was_recorded(deployment: Deployment) -> None:
     service = deployment.serve("--no-worker")
     client = deployment.client(service)

@@ -59,6 +59,7 @@ def unkilled(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, list[t
         return outcome(client)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_changes_nothing(on_each_database: Deployment, unkilled: tuple[str, str, Any]) -> None:
     deployment = on_each_database
     client, cycle = begin(deployment)
@@ -77,6 +78,7 @@ def test_a_killed_worker_changes_nothing(on_each_database: Deployment, unkilled:
     deployment.is_whole()
 
 
+@pytest.mark.slow
 def test_a_stopped_worker_hands_its_cycle_back(deployment: Deployment, unkilled: tuple[str, str, Any]) -> None:
     client, cycle = begin(deployment)
     worker = deployment.work(lease_seconds=3600, snapshot_seconds=3600).ready()

@@ -205,6 +205,7 @@ def test_the_next_attempt_counts_as_no_new_coverage(house: House) -> None:
     assert house.upload(seed=5).cycle is None
 
 
+@pytest.mark.slow
 def test_a_held_cycle_that_was_killed_goes_on_and_ends_with_the_same_bits(house: House, second_house: House) -> None:
     for each in (house, second_house):
         each.create("gas", guarded(floor("hold")))

@@ -306,7 +306,7 @@ def test_version_0_saw_nothing(house: House) -> None:
 
 
 @pytest.mark.parametrize("recipe", [SAMPLED, GRADUAL], ids=["sampled", "gradual"])
-@pytest.mark.parametrize("step", [3, 9, 17])
+@pytest.mark.parametrize("step", [9, *(pytest.param(step, marks=pytest.mark.slow) for step in (3, 17))])
 def test_a_cycle_that_was_killed_writes_the_same(
     house: House, second_house: House, recipe: dict[str, Any], step: int
 ) -> None:

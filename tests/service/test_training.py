@@ -87,7 +87,7 @@ def test_on_arrival_accuracy_is_the_champions_before_training(house: House) -> N
     assert arrival.accuracy == pytest.approx(float((before.predict(x) == y).mean()))
 
 
-@pytest.mark.parametrize("step", [1, 2, 5, 9, 17])
+@pytest.mark.parametrize("step", [5, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 2, 9, 17))])
 def test_a_killed_cycle_goes_on_and_ends_with_the_same_bits(house: House, second_house: House, step: int) -> None:
     for each in (house, second_house):
         each.create()

@@ -34,6 +34,7 @@ def trained(shop: Shop) -> Shop:
     return shop
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_its_exit_status_says_what_came_of_it(trained: Shop) -> None:
     same = replay(trained, "gas", "1", "--json", "--quiet")
