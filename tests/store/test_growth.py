@@ -112,6 +112,6 @@ def test_it_costs_the_same_when_there_is_ten_times_as_much(grown: tuple[Filled, 
 
 
 def test_a_scan_would_be_seen(grown: tuple[Filled, Filled]) -> None:
-    """The test above can fail."""
+    """The test above can fail, whatever plan PostgreSQL makes of either."""
     small, large = (filled.cost(lambda tx, size: tx.audit.indexed(size.entries)) for filled in grown)
-    assert large > 8 * small
+    assert large > 2 * AT_MOST * small + FEW
