@@ -38,6 +38,7 @@ def status(code: int, text: bytes = b"", **headers: str) -> Answering:
         for name, value in headers.items():
             handler.send_header(name.replace("_", "-"), value)
         handler.send_header("Content-Length", str(len(text)))
+        handler.server.receiver.answered(handler)  # type: ignore[attr-defined]
         handler.end_headers()
         handler.wfile.write(text)
 
@@ -104,12 +105,18 @@ class Receiver:
         except OSError:
             pass  # the sender went away
         finally:
-            with self._guard:
-                self._now -= 1
+            self.answered(handler)
+
+    def answered(self, handler: _Handler) -> None:
+        """Before the last of the answer leaves: whoever has it may send the next at once."""
+        with self._guard:
+            self._now -= not handler.is_answered
+            handler.is_answered = True
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    is_answered = False  # one request a connection: each is closed
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
