@@ -250,7 +250,11 @@ def test_a_scheduler_that_sleeps_for_hours_is_woken(tmp_path: Path, monkeypatch:
     worker._scheduler.start()
     try:
         until(worker._wake.is_set, what="the first tick")
-        time.sleep(1.5)
+        overdue = datetime.now(UTC) + timedelta(seconds=1.2)  # later than what is let pass
+        until(
+            lambda: datetime.now(UTC) > overdue and worker._scheduler.get_job("tick").next_run_time < overdue,
+            what="lateness",
+        )
         worker._wake.clear()
         assert not worker._wake.wait(1.0), "it sleeps for hours"
         worker._look_at_clock(0.0)
