@@ -126,7 +126,7 @@ class Approvals:
         """
         found = self.proposal(model, number)
         if found.state is not ProposalState.OPEN:
-            raise ProposalClosed(_CLOSED[found.state].format(p=found))
+            raise ProposalClosed(_closed(found))
         return found
 
     def approve(self, model: Model, proposal: Proposal, approval: Approval) -> Proposal:
@@ -155,13 +155,20 @@ class Approvals:
         return sa.select(proposals, present).select_from(found).where(proposals.c.model_id == model.id)
 
 
-_CLOSED = {
-    ProposalState.CARRIED_OUT: "proposal {p.number} was carried out on {p.decided_at:%Y-%m-%d} by {p.decided_by!r}",
-    ProposalState.REJECTED: "proposal {p.number} was rejected on {p.decided_at:%Y-%m-%d} by {p.decided_by!r}: "
-    "propose the move anew",
-    ProposalState.EXPIRED: "proposal {p.number} expired on {p.expires_at:%Y-%m-%d}: propose the move anew",
-    ProposalState.OVERTAKEN: "{p.alias!r} was moved since proposal {p.number} was made: look at it, then propose anew",
-}
+def _closed(p: Proposal) -> str:
+    """What became of a proposal that is not open any more."""
+    match p.state:
+        case ProposalState.CARRIED_OUT:
+            return f"proposal {p.number} was carried out on {p.decided_at:%Y-%m-%d} by {p.decided_by!r}"
+        case ProposalState.REJECTED:
+            return (
+                f"proposal {p.number} was rejected on {p.decided_at:%Y-%m-%d} by {p.decided_by!r}: "
+                "propose the move anew"
+            )
+        case ProposalState.EXPIRED:
+            return f"proposal {p.number} expired on {p.expires_at:%Y-%m-%d}: propose the move anew"
+        case _:
+            return f"{p.alias!r} was moved since proposal {p.number} was made: look at it, then propose anew"
 
 
 def _proposal(row: sa.Row[Any], model: str, now: datetime) -> Proposal:

@@ -32,6 +32,7 @@ from app.learning.watches import _WATCHES
 from app.service import access, overview
 from app.service.decisions import RECORDED
 from app.service.keyring import LOCAL
+from docs import generate
 from tests.api.conftest import WORKER, House, TestClient, problem
 from tests.api.test_polling import statements
 from tests.lineages import Lineage
@@ -96,6 +97,7 @@ def spoken() -> set[str]:
         "series": ("validation", "arrival", "evaluation", "gap", "density", "bytes", "target", "megabatch"),
         "sign": ("promoted", "withheld", "back", "kept", "champion", "published"),
         "status": ("accepted", "quarantined", "erased"),
+        "upload.refused": (*generate.megabatch_reasons(), *REFUSED),
     }
     moves = get_args(hooking.Move)
     built["webhook.ask"] = tuple(f"{move}{part}" for move in moves for part in ("", ".what", ".do"))
@@ -103,6 +105,10 @@ def spoken() -> set[str]:
     texts = CATALOGUE["en"].items()
     written = {key for key, text in texts if key.startswith("recorded.") and with_bare_holes(text) in recorded()}
     return found | written | {f"{group}.{name}" for group, names in built.items() for name in names}
+
+
+REFUSED = ("upload-too-large", "megabatch-erased", "megabatch-quarantined")
+"""Problems that end an upload, beside those with what it holds."""
 
 
 def with_bare_holes(text: str) -> str:

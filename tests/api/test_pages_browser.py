@@ -281,7 +281,9 @@ def test_a_file_is_sent_in_parts_and_goes_on_after_a_break(
             document.body.dispatchEvent(new DragEvent("drop", {dataTransfer: held, bubbles: true, cancelable: true}));
         }"""
     )
-    expect(page.locator("#upload li").first).to_contain_text("Refused: ", timeout=60_000)
+    bad = page.locator("#upload li").first
+    expect(bad).to_contain_text("Refused: it is in none of the formats that are read", timeout=60_000)
+    expect(bad.locator("small[lang=en]")).to_contain_text("send npz, Parquet")
     expect(page.locator("#megabatches tbody tr")).to_have_count(5)
     assert visit.serious() == []
     visit.wrong[:] = [each for each in visit.wrong if "ERR_CONNECTION_RESET" not in each]

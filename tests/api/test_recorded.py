@@ -33,6 +33,7 @@ SAMPLES = {
     "drift": "labels",
     "part": "embedding unit",
     "scopes": "audit and read",
+    "held": "audit, read",
     "versions": "3, 2, 1",
     "older": " or older ones",
     "why": "its worker fell silent",

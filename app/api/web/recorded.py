@@ -49,6 +49,7 @@ _HOLES: Mapping[str, str] = {
     "drift": "inputs|labels|accuracy",
     "part": "feature|embedding unit",
     "scopes": "[a-z ]+",
+    "held": "[a-z0-9-]+(?:, [a-z0-9-]+)*",
     "versions": r"\d+(?:, \d+)*",
     "older": "(?: or older ones)?",
     **dict.fromkeys(("actor", "alias", "column", "field", "head", "kinds", "layer", "leaf", "model", "name"), _NAME),

@@ -83,6 +83,10 @@ class Speech:
         """Whether the catalogue has this key."""
         return key in self._catalogue
 
+    def under(self, group: str) -> dict[str, str]:
+        """The texts of a group, by what follows its name."""
+        return {key[len(group) + 1 :]: text for key, text in self._catalogue.items() if key.startswith(f"{group}.")}
+
     # -- figures -------------------------------------------------------------------------------------------------------
 
     def number(self, value: float | None, digits: int = 0) -> str:

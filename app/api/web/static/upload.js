@@ -5,6 +5,7 @@
   const place = document.getElementById("upload");
   if (!place) return;
   const said = place.dataset;
+  const reasons = JSON.parse(said.reasons);
   const list = place.querySelector("ul");
   const chosen = place.querySelector("input");
   const partBytes = Number(said.part);
@@ -51,7 +52,16 @@
         text.textContent = bytes < file.size ? say(said.sending, { share }) : said.reading;
       },
       say: (words, tone) => { text.textContent = words; text.className = tone || ""; },
-      end: (words, tone) => { bar.remove(); text.textContent = words; text.className = tone; },
+      end: (words, tone, more) => {
+        bar.remove();
+        text.textContent = words;
+        text.className = tone;
+        if (!more) return;
+        const detail = document.createElement("small");
+        detail.lang = "en";
+        detail.textContent = more;
+        row.append(detail);
+      },
     };
   };
 
@@ -105,7 +115,9 @@
         if (!passing(answer, problem)) {
           const why = asked ? await whyRefused(url) : problem;
           memory.forget(file);
-          row.end(say(said.refused, { why: why.detail || answer.status }), "bad");
+          const word = why.reason || (why.type || "").split(":").pop();
+          const known = reasons[word];
+          row.end(say(said.refused, { why: known || why.detail || answer.status }), "bad", known && why.detail);
           return;
         }
       } catch { /* the connection was lost: the same is tried again below */ }
