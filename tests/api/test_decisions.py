@@ -81,6 +81,7 @@ def test_one_wrong_stamp_refuses_all(grown: House) -> None:
         {"answer": "cat", "confidence": 1.5},
         {"answer": "cat", "confidence": -0.1},
         {"answer": "cat", "made_at": "2030-03-02T09:30:00"},
+        {"answer": "cat", "made_at": 1494012000},
         {"answer": "cat", "made_at": "0001-01-01T00:00:00+23:59"},
         {"answer": "cat", "example": "x" * 256},
         {"answer": "cat", "verdict": "guilty"},
@@ -103,7 +104,15 @@ def test_batches_that_are_none(grown: House) -> None:
     )
     heavy = json.dumps({"checkpoints": stamps, "decisions": [{"version": 1, "answer": "c" * 255}] * 10_000})
     problem(grown.http.post(PATH, content=heavy, headers={"Content-Type": "application/json"}), 413, "body-too-large")
-    for query in ("version=-1", "since=yesterday", "until=0001-01-01T00:00:00%2B23:59", "limit=0"):
+    for query in (
+        "version=-1",
+        "since=yesterday",
+        "since=0.0",
+        "since=1494012000",
+        "until=2026-03-02",
+        "until=0001-01-01T00:00:00%2B23:59",
+        "limit=0",
+    ):
         problem(grown.http.get(f"{PATH}?{query}"), 422, "invalid-request")
     problem(grown.http.get(PATH, params={"cursor": "ZGVjaXNpb25zOjk"}), 400, "invalid-cursor")
 

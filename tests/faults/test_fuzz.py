@@ -44,8 +44,8 @@ CHECKS = [
     negative_data_rejection,
 ]
 KEY = "a-long-key-for-fuzzing"
-ENDLESS = {"/v1/events"}
-"""Answers that do not end; their parameters are tried with HEAD in tests/api."""
+ENDLESS = {"/v1/events", "/v1/models/{model}/events"}
+"""Answers that do not end where they succeed: asked for by HEAD, which checks the same and sends no body."""
 tried: Counter[int] = Counter()
 for part in (TUS_PART, PARTIAL):
     schemathesis.serializer.alias(part, "application/octet-stream")
@@ -83,7 +83,7 @@ def _schema() -> Any:
     return schemathesis.openapi.from_dict(create_app(Settings(api_key=KEY)).openapi())
 
 
-schema = _schema().exclude(path=sorted(ENDLESS))
+schema = _schema()
 few = settings(
     max_examples=1, deadline=None, derandomize=True, database=None, phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
@@ -93,9 +93,13 @@ many = settings(few, max_examples=EXAMPLES)
 
 def ask(case: schemathesis.Case, address: str) -> None:
     """Send a case over a socket, as anybody would, and judge the answer."""
+    checks = CHECKS
+    if case.path in ENDLESS:
+        case.method = "HEAD"
+        checks = [check for check in CHECKS if check is not response_schema_conformance]
     answer = case.call(base_url=address, headers={"Authorization": f"Bearer {KEY}"}, timeout=30)
     tried[answer.status_code] += 1
-    case.validate_response(answer, checks=CHECKS)
+    case.validate_response(answer, checks=checks)
 
 
 @pytest.mark.sample

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import AfterValidator, AwareDatetime
 
 from app import errors
 from app.api import schemas
 from app.api.declared import NOT_MODIFIED, problems, with_headers
 from app.api.dependencies import AliasName, CursorText, Limit, ModelName, PollsDep, StoreDep, decode_number
 from app.api.representations import Representation, strong
+from app.api.schemas.wire import Instant
 from app.api.strict_json import JsonRoute
 from app.service import release
 
@@ -26,15 +25,8 @@ _HEADERS = {
 }
 
 
-def _in_utc(time: datetime) -> datetime:
-    try:
-        return time.astimezone(UTC)
-    except OverflowError:
-        raise ValueError("lies outside the years 1 to 9999 in UTC") from None
-
-
 _At = Annotated[
-    Annotated[AwareDatetime, AfterValidator(_in_utc)] | None,
+    Instant | None,
     Query(description="Where it pointed at this time (RFC 3339, with a time zone).", examples=["2026-03-02T09:30:00Z"]),
 ]
 

@@ -13,7 +13,7 @@ from app.api import schemas
 from app.api.declared import NOT_MODIFIED, problems, with_headers
 from app.api.dependencies import MAX_NUMBER, NAME_PATTERN, CursorText, Limit, NotaryDep, StoreDep, decode_number
 from app.api.representations import is_current, strong
-from app.api.schemas.decisions import Instant
+from app.api.schemas.wire import Instant
 from app.api.strict_json import JsonRoute
 from app.errors import UnknownEntry
 from app.service import history

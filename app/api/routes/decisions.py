@@ -10,7 +10,7 @@ from app import errors
 from app.api import schemas
 from app.api.declared import JSON_BODY, problems
 from app.api.dependencies import MAX_NUMBER, ActorDep, CursorText, Limit, ModelName, StoreDep, decode_cursor
-from app.api.schemas.decisions import Instant
+from app.api.schemas.wire import Instant
 from app.api.strict_json import JsonRoute
 from app.errors import InvalidCursor
 from app.service import decisions

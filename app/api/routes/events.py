@@ -28,7 +28,7 @@ _STREAM = {
 
 _Model = Annotated[str | None, Query(pattern=NAME_PATTERN, description="Of this model only.", examples=["gas-sensors"])]
 _Kinds = Annotated[
-    list[Annotated[str, Query(max_length=64)]] | None,
+    list[Annotated[str, Query(min_length=1, max_length=64)]] | None,
     Query(
         alias="kind",
         max_length=64,

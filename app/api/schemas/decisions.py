@@ -5,14 +5,14 @@ Knows: how a batch of them, and one of them, looks. Must never know: whether a d
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, Field
+from pydantic import BaseModel, Field
 
 from app import domain
 from app.api.dependencies import MAX_NUMBER
-from app.api.schemas.wire import DIGEST, OTHER_DIGEST, TIME, Asked, Digest, Page, Time, example
+from app.api.schemas.wire import DIGEST, OTHER_DIGEST, TIME, Asked, Digest, Instant, Page, Time, example
 from app.service import decisions
 
 MOST = 10_000
@@ -20,16 +20,6 @@ MOST = 10_000
 
 _MADE = {"version": 5, "example": "line-3/000123", "answer": "dog", "confidence": 0.93, "made_at": TIME}
 _KEPT = {**_MADE, "id": 1042, "checkpoint": DIGEST, "actor": "line-3", "received_at": TIME}
-
-
-def _in_utc(time: datetime) -> datetime:
-    try:
-        return time.astimezone(UTC)
-    except OverflowError:
-        raise ValueError("lies outside the years 1 to 9999 in UTC") from None
-
-
-Instant = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 
 
 class NewDecision(Asked):

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Annotated, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from app import domain
 from app.api.dependencies import MAX_NUMBER, NAME_PATTERN
-from app.api.schemas.wire import TIME, Asked, Page, Time, example
+from app.api.schemas.wire import TIME, Asked, Instant, Page, Time, example
 from app.service.access import MOST_MODELS
 
 _KEY = {
@@ -46,7 +46,7 @@ class NewKey(Asked):
     models: list[Annotated[str, Field(pattern=NAME_PATTERN)]] | None = Field(
         None, description=_MODELS, min_length=1, max_length=MOST_MODELS
     )
-    expires_at: AwareDatetime | None = Field(None, description="When it ends; null: only when it is revoked.")
+    expires_at: Instant | None = Field(None, description="When it ends; null: only when it is revoked.")
     requests_per_minute: Annotated[int, Field(ge=0, le=MAX_NUMBER)] | None = Field(None, description=_RATE)
 
 

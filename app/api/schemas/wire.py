@@ -8,17 +8,39 @@ Law: an unknown key in a request is an error that lists the known ones.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from app import domain
 from app.api.dependencies import encode_cursor
 
+_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(:\d\d(\.\d+)?)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+"""Of RFC 3339; the seconds may be left out."""
+
+
+def _as_written(time: Any) -> Any:
+    """Pydantic alone would take numbers for times, too: seconds or milliseconds since 1970, by how large they are."""
+    if not (isinstance(time, str) and _RFC_3339.fullmatch(time)):
+        raise ValueError(f"write it with its time zone, as RFC 3339 says, such as {TIME}")
+    return time
+
+
+def _in_utc(time: datetime) -> datetime:
+    try:
+        return time.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("lies outside the years 1 to 9999 in UTC") from None
+
+
 Time = Annotated[datetime, AfterValidator(lambda time: time.astimezone(UTC))]
+Instant = Annotated[AwareDatetime, BeforeValidator(_as_written), AfterValidator(_in_utc)]
+"""A time in a request."""
+
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 
 T = TypeVar("T")
