@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import asynccontextmanager, contextmanager
 
 import anyio
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -82,6 +82,36 @@ _TAGS = [
 ]
 
 
+_NOUNS = (
+    *(models, recipes, megabatches, erasures, uploads, evaluation, cycles, versions, promotion, aliases, audit),
+    *(events, custody, decisions, keys, webhooks, sessions, health, pages, recipe_pages, megabatch_pages),
+    *(moves, visits, auditing, keying, hooking),
+)
+_ROUTERS = [noun.router for noun in _NOUNS]
+_ROUTES = [route for router in _ROUTERS for route in router.routes if isinstance(route, APIRoute)]
+
+
+def _heads() -> APIRouter:
+    """A HEAD for every GET that has none (RFC 9110, 9.1); servers leave out the body."""
+    heads = APIRouter()
+    headed = {route.path for route in _ROUTES if "HEAD" in (route.methods or ())}
+    for route in _ROUTES:
+        if "GET" in (route.methods or ()) and route.path not in headed:
+            heads.add_api_route(
+                route.path,
+                route.endpoint,
+                methods=["HEAD"],
+                include_in_schema=False,
+                response_model=route.response_model,
+                response_class=route.response_class,
+                name=route.name,
+            )
+    return heads
+
+
+_HEADS = _heads()
+
+
 def create_app(settings: Settings) -> FastAPI:
     """The HTTP API of one deployment.
 
@@ -93,13 +123,6 @@ def create_app(settings: Settings) -> FastAPI:
             f"refusing to listen on {settings.host} without a key: make one with `espalier admin-key`, "
             "set ESPALIER_API_KEY, or listen on 127.0.0.1 (ESPALIER_HOST)"
         )
-    nouns = (
-        *(models, recipes, megabatches, erasures, uploads, evaluation, cycles, versions, promotion, aliases, audit),
-        *(events, custody, decisions, keys, webhooks, sessions, health, pages, recipe_pages, megabatch_pages),
-        *(moves, visits, auditing, keying, hooking),
-    )
-    routers = [noun.router for noun in nouns]
-    routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
     app = Application(
         title="Espalier",
         summary="Trains a network and prunes it at the same time.",
@@ -118,16 +141,12 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.polls = Polls(most=settings.polled_addresses, longest_wait=settings.longest_wait_seconds)
     app.state.broadcast = Broadcast()
     app.state.keyring = Keyring(settings)
-    for router in routers:
+    for router in (*_ROUTERS, _HEADS):
         app.include_router(router)
-    headed = {route.path for route in routes if "HEAD" in (route.methods or ())}
-    for route in routes:
-        if "GET" in (route.methods or ()) and route.path not in headed:
-            _answer_head(app, route)
     app.add_middleware(Idempotency)
     guard = Guard(app.routes)
     app.add_middleware(Edge, settings=settings, polls=app.state.polls, keyring=app.state.keyring, guard=guard)
-    app.add_exception_handler(405, _method_not_allowed(routes))
+    app.add_exception_handler(405, _method_not_allowed(_ROUTES))
     return app
 
 
@@ -165,19 +184,6 @@ def _keeping_up(app: FastAPI, store: Store, settings: Settings) -> Iterator[None
 
 def _operation_id(route: APIRoute) -> str:
     return route.name
-
-
-def _answer_head(app: FastAPI, route: APIRoute) -> None:
-    """Give a GET its HEAD (RFC 9110, 9.1); servers leave out the body."""
-    app.add_api_route(
-        route.path,
-        route.endpoint,
-        methods=["HEAD"],
-        include_in_schema=False,
-        response_model=route.response_model,
-        response_class=route.response_class,
-        name=route.name,
-    )
 
 
 def _method_not_allowed(routes: Sequence[APIRoute]) -> Callable[[Request, Exception], Awaitable[Response]]:

@@ -304,7 +304,7 @@ def test_a_route_without_a_scope_keeps_the_service_from_starting(
     def backdoor() -> str:
         return "in"
 
-    monkeypatch.setattr(application.health, "router", added)
+    monkeypatch.setattr(application, "_ROUTERS", [*application._ROUTERS, added])
     with pytest.raises(ValueError, match="backdoor"):
         application.create_app(Settings(data_dir=tmp_path))
 
