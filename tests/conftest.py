@@ -10,7 +10,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import hypothesis
@@ -21,6 +21,7 @@ from app.store.blobs import Blobs
 from app.store.database import Store
 from app.store.migrate import migrate
 from tests.s3 import S3
+from tests.spares import Spares
 
 KEPT = {"ESPALIER_TEST_DATABASE_URL", "ESPALIER_FAULTS_JSON"}
 
@@ -49,13 +50,13 @@ def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterat
 
 @pytest.fixture(params=DATABASES)
 def database_url(request: pytest.FixtureRequest, tmp_path: Path, migrated: dict[str, str]) -> Iterator[str]:
-    """A database at this version's schema, gone after the test: a copy of one that was migrated once."""
-    template = migrated[request.param]
+    """A database at this version's schema, with nothing in it: a copy of one that was migrated once."""
     if request.param == "sqlite":
-        shutil.copyfile(template, tmp_path / "espalier.db")
+        shutil.copyfile(migrated["sqlite"], tmp_path / "espalier.db")
         yield f"sqlite:///{tmp_path / 'espalier.db'}"
         return
-    with postgresql_database(template) as url:
+    spares: Spares = request.getfixturevalue("spares")
+    with spares.lent() as url:
         yield url
 
 
@@ -70,6 +71,13 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str
     with postgresql_database() as url:
         migrate(url)
         yield {"sqlite": str(file), "postgresql": str(sa.make_url(url).database)}
+
+
+@pytest.fixture(scope="session")
+def spares(migrated: dict[str, str]) -> Iterator[Spares]:
+    spares = Spares(partial(postgresql_database, migrated["postgresql"]))
+    yield spares
+    spares.close()
 
 
 @pytest.fixture
