@@ -105,6 +105,7 @@ def _heads() -> APIRouter:
                 response_model=route.response_model,
                 response_class=route.response_class,
                 name=route.name,
+                route_class_override=type(route),
             )
     return heads
 

@@ -252,12 +252,13 @@ def _faults(items: Iterable[Mapping[str, Any]]) -> Iterable[dict[str, str]]:
         place, *path = item["loc"]
         pointer = "".join("/" + escape(part) for part in path if not _is_branch(part))
         if item["type"] == "unknown_keys":
-            known = ", ".join(item["ctx"]["known"])
+            known = ", ".join(item["ctx"]["known"]) or "none"
+            what = "parameter" if place == "query" else "key"
             for key in item["ctx"]["unknown"][:20]:
                 yield {
                     "in": place,
                     "pointer": f"{pointer}/{escape(key)}",
-                    "detail": f"unknown key; known keys: {known}",
+                    "detail": f"unknown {what}; known {what}s: {known}",
                 }
         elif item["type"] == "missing" and not path:
             yield {"in": place, "pointer": "", "detail": "a JSON body is needed, with Content-Type: application/json"}

@@ -14,9 +14,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import Request, Response
-from fastapi.routing import APIRoute
 
 from app.api.problems import BODY_TOO_LARGE, MALFORMED_JSON, UNSUPPORTED_MEDIA, HttpProblem, escape
+from app.api.strict_query import StrictRoute
 
 MAX_BYTES = 1024 * 1024
 MAX_LEVELS = 32
@@ -48,8 +48,8 @@ class JsonRequest(Request):
         return parse(await self.body())
 
 
-class JsonRoute(APIRoute):
-    """A route that reads its JSON body through ``JsonRequest``."""
+class JsonRoute(StrictRoute):
+    """A strict route that reads its JSON body through ``JsonRequest``."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """FastAPI's handler, given a strict request."""

@@ -134,3 +134,11 @@ def test_quarantine_and_release(house: House) -> None:
     house.http.delete(MEGABATCH, params=WHY).raise_for_status()
     for verb in ("quarantine", "release", "pin"):
         problem(house.http.post(f"{MEGABATCH}/{verb}", json=WHY), 409, "megabatch-erased")
+
+
+def test_a_misspelt_question_erases_nothing(house: House) -> None:
+    house.create().raise_for_status()
+    house.upload(1).raise_for_status()
+    document = problem(house.http.delete(f"{MEGABATCH}?reason=asked&previw=true"), 422, "invalid-request")
+    assert [fault["pointer"] for fault in document["errors"]] == ["/previw"]
+    assert house.http.get(MEGABATCH).json()["status"] == "accepted"

@@ -160,6 +160,18 @@ def test_unknown_keys_list_the_known_ones(still_house: House) -> None:
     assert "signed_log" in document["errors"][0]["detail"]
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/events", "/v1/models/gas/events", "/v1/models/gas"])
+def test_a_query_with_an_unknown_parameter_is_refused(still_house: House, method: str, path: str) -> None:
+    answer = still_house.http.request(method, f"{path}?limt=5&a/b")
+    assert answer.status_code == 422
+    if method == "GET":
+        faults = {fault["pointer"]: fault for fault in problem(answer, 422, "invalid-request")["errors"]}
+        assert set(faults) == {"/limt", "/a~1b"} and faults["/limt"]["in"] == "query"
+        known = {"/v1/models": "cursor, limit", "/v1/events": "kind, model", "/v1/models/gas": "none"}
+        assert f"unknown parameter; known parameters: {known.get(path, 'kind')}" in faults["/limt"]["detail"]
+
+
 def test_pointers_into_recipe_and_input(still_house: House) -> None:
     document = problem(post(still_house, '{"name": "a", "recipe": {"schedule": {"tau": 61}}}'), 422, "invalid-recipe")
     assert [fault["pointer"] for fault in document["errors"]] == ["/recipe/schedule/tau"]

@@ -13,12 +13,13 @@ from app import errors
 from app.api.broadcast import EventStream, Wanted
 from app.api.declared import problems
 from app.api.dependencies import NAME_PATTERN, BroadcastDep, CallerDep, ModelDep, StoreDep
+from app.api.strict_query import StrictRoute
 from app.domain import AuditEntry
 from app.errors import OtherModel
 from app.service import history
 from app.store.database import Store
 
-router = APIRouter(prefix="/v1", tags=["events"])
+router = APIRouter(prefix="/v1", tags=["events"], route_class=StrictRoute)
 
 _PAGE = 500
 _STREAM = {
