@@ -71,7 +71,7 @@ from espalier.records import (
     TimePoint,
     Version,
 )
-from espalier.resources import PAGE, every, made, one
+from espalier.resources import PAGE, every, made, one, page
 from espalier.sources import LABEL, OCTETS, Data, Source, prepared
 from espalier.transport import Transport, json_of, path_of
 from espalier.upload import send, send_megabatch
@@ -657,7 +657,7 @@ class Client:
 
     def version_audit(self, version: Wanted, ref: int | str | None = None) -> list[AuditEntry]:
         """The audit entries of the cycle that made a version."""
-        return list(self._all(AuditEntry, self._at(version, ref, "audit")))
+        return list(page(self._http, AuditEntry, self._at(version, ref, "audit")).items)
 
     def audit_head(self) -> LogHead:
         """How many entries the log has, and their Merkle root."""

@@ -24,7 +24,7 @@ from espalier.formats.note import LogCheckpoint, VerifierKey, opened
 from espalier.formats.proof import leaf_hash, read_hash, verify_consistency, verify_inclusion
 from espalier.pins import Pin, Pins
 from espalier.records import AuditEntry, Version
-from espalier.resources import every
+from espalier.resources import page
 from espalier.transport import Transport, json_of, path_of
 
 
@@ -139,7 +139,7 @@ class Evidence:
             ProofRejected: no entry names the version's checkpoint, or it is not in the log.
         """
         path, digest = path_of("models", version.model, "versions", version.number, "audit"), version.checkpoint.digest
-        for entry in every(self._http, AuditEntry, path):
+        for entry in page(self._http, AuditEntry, path).items:
             told = (entry.fact.get("kind"), entry.fact.get("model"))
             number = (entry.fact.get("parameters") or {}).get("version")
             if told[0] in MADE and (told[1], number) == (version.model, version.number):
