@@ -122,6 +122,7 @@ def played(*, terminal: bool, **options: Any) -> tuple[int, str]:
     return status, console.file.getvalue()  # type: ignore[attr-defined]  # it is the StringIO from above
 
 
+@pytest.mark.slow
 def test_a_short_run_on_data_of_ones_own(tmp_path: Path) -> None:
     x, y = clusters(600)
     path = write(tmp_path / "mine.npz", x=x, y=y, batch=np.arange(600) // 150)

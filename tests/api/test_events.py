@@ -241,6 +241,7 @@ def test_streams_end_when_the_service_is_left(house: House, served: Served) -> N
         assert httpx.get(f"{served.url}/v1/events").status_code == 200  # and it has an end
 
 
+@pytest.mark.slow
 def test_who_does_not_read_is_ended_and_not_waited_for(
     house: House, served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:

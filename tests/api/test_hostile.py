@@ -226,6 +226,7 @@ def state(house: House) -> list[Any]:
     return [page.raise_for_status().json() for page in pages]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", UPLOADS, ids=[case.name for case in UPLOADS])
 def test_hostile_uploads_are_refused_by_name(case: Upload, shut_house: House) -> None:
     before, body = state(shut_house), case.body()

@@ -112,6 +112,7 @@ def requests_of(tags: dict[str, str]) -> Iterator[tuple[str, str, list[tuple[str
     yield "GET", "/v1/models/nobody/versions/champion", []
 
 
+@pytest.mark.slow
 @WIRES
 def test_memory_answers_as_the_route_does(settings: Settings, http: Any) -> None:
     locked = changed(settings, api_key="a-long-key")

@@ -46,6 +46,7 @@ def _started() -> list[list[str]]:
     return [*composed, *units, shlex.split(found[1].replace(",", " "))]
 
 
+@pytest.mark.slow
 def test_every_command_that_is_started_exists() -> None:
     for command, *options in _started():
         text = _help(command)

@@ -71,6 +71,7 @@ def recipe(tmp_path: Path) -> Path:
 # -- a day's work ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_days_work(run: Run, recipe: Path, batch: Callable[[int], Path], tmp_path: Path) -> None:
     made = run("model", "create", "gas-sensors", "--preset", "app-paper", "--recipe", recipe, "--set", "schedule.tau=6")
     assert made.out == (
@@ -348,6 +349,7 @@ def test_a_cycle_that_is_withheld(run: Run, recipe: Path, batch: Callable[[int],
     assert done.out == "champion none -> 1 (revision 1)\n"
 
 
+@pytest.mark.slow
 def test_a_wait_that_runs_out(idle: Service, run: Run, recipe: Path, batch: Callable[[int], Path]) -> None:
     run("model", "create", "unfinished", "--recipe", recipe, "--url", idle.url)
     pushed = run("batch", "push", "unfinished", batch(1), "--wait", "--timeout", 0.2, "--url", idle.url)
@@ -408,6 +410,7 @@ def program(*words: str, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
+@pytest.mark.slow
 def test_python_m_espalier(service: Service) -> None:
     assert program("--version").stdout == "espalier 0.1.0\n"
     listed = program("model", "list", "--url", service.url, "--json")
@@ -416,6 +419,7 @@ def test_python_m_espalier(service: Service) -> None:
     assert program("model", "list", "--url", "http://127.0.0.1:1").returncode == 3
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away(service: Service, trained: str) -> None:
     command = f"{sys.executable} -m espalier audit tail -n 1000000 --json --url {service.url} | head -n 1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
@@ -423,12 +427,14 @@ def test_a_reader_that_goes_away(service: Service, trained: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_the_servers_commands_join() -> None:
     helped = program("--help").stdout
     assert all(f" {name} " in helped for name in ("model", "rollback", "serve", "work", "migrate", "doctor", "demo"))
     assert "port" in program("serve", "--help").stdout
 
 
+@pytest.mark.slow
 def test_a_server_that_cannot_be_loaded_does_not_stop_the_client(
     tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -444,6 +450,7 @@ def test_a_server_that_cannot_be_loaded_does_not_stop_the_client(
     assert (listed.returncode, listed.stderr) == (0, "")  # a client's command does not load them
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("bash") is None, reason="completion is tried in bash")
 def test_completion(service: Service, trained: str) -> None:
     def completed(line: str) -> list[str]:

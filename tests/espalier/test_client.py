@@ -374,6 +374,7 @@ def test_watching_hands_over_each_new_champion_with_its_bytes(
     assert all(path is not None and path.stat().st_size == version.checkpoint.bytes for version, path in seen)
 
 
+@pytest.mark.slow
 def test_watching_is_cheap_and_survives_a_service_that_is_away(
     through: Any, trained: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -166,6 +166,7 @@ def _survivors(whole: bytes, verify: Callable[[bytes], object], step: int = 1) -
     return found
 
 
+@pytest.mark.slow
 def test_no_bit_of_a_proof_can_change(served: Served) -> None:
     entry, inclusion, after, keys = served.entry, served.inclusion, served.after, served.keys
     verify = READER["verify_inclusion"]
@@ -177,6 +178,7 @@ def test_no_bit_of_a_proof_can_change(served: Served) -> None:
     assert _survivors(before.encode(), lambda data: verify(proof, data.decode(), after, keys)) == []
 
 
+@pytest.mark.slow
 def test_no_bit_of_the_key_can_change(served: Served) -> None:
     def verify(data: bytes) -> None:
         READER["verify_consistency"](

@@ -93,6 +93,7 @@ def test_it_goes_on_where_the_connection_was_lost(idle: Service, name: str) -> N
     assert methods(network) == ["POST", *["GET", "PATCH"] * 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [refused, answering(503), lost], ids=["refused", "503", "lost"])
 @pytest.mark.parametrize("at", [0, 1, 2])
 def test_no_request_may_be_lost_for_good(idle: Service, name: str, at: int, fault: Fault) -> None:
@@ -202,6 +203,7 @@ def test_memory_is_no_matter_of_size(idle: Service, name: str, tmp_path: Path) -
     assert int(done.stdout) < 16 * 1024, "kilobytes more than before"
 
 
+@pytest.mark.slow
 def test_a_push_that_was_interrupted_goes_on(idle: Service, name: str, tmp_path: Path) -> None:
     x = np.random.default_rng(0).normal(size=(200_000, 64)).astype(np.float32)
     np.savez(tmp_path / "x.npz", x=x, y=np.arange(len(x)) % 3)

@@ -171,6 +171,7 @@ def test_it_survives_a_service_that_starts_again(tmp_path: Path) -> None:
     assert following.error is None
 
 
+@pytest.mark.slow
 def test_a_service_that_stops_answers_those_who_wait(tmp_path: Path) -> None:
     with serving(tmp_path / "data") as service, Client(service.url) as client:
         client.create_model("gas", {"network": {"name": "mlp", "hidden": [4]}})
@@ -212,6 +213,7 @@ def test_a_service_that_stops_answers_those_who_wait(tmp_path: Path) -> None:
 # -- on disk -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["directory", "path"])
 def test_it_begins_without_a_service_from_what_was_kept(
     connect: Callable[..., tuple[Client, Faulty]], service: Service, trained: str, tmp_path: Path, place: str
@@ -319,6 +321,7 @@ def test_the_command_without_files(service: Service, trained: str, tmp_path: Pat
     assert (code, document["path"], document["version"]["number"]) == (0, None, 2)
 
 
+@pytest.mark.slow
 def test_a_command_that_fails_ends_the_watch(service: Service, trained: str) -> None:
     code, _, err = espalier(service, "version", "watch", trained, "--exec", "false")
     assert code == 1 and "false ended with status 1" in err

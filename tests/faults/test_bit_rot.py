@@ -326,6 +326,7 @@ def test_versions_that_changed_places(house: House, editor: Editor, tally: Any) 
     tally.add(injected=1)
 
 
+@pytest.mark.slow
 @pytest.mark.sample
 @pytest.mark.parametrize("column", ["version", "revision"])
 def test_an_alias_that_was_moved_by_hand(house: House, editor: Editor, column: str, tally: Any) -> None:

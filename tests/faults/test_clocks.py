@@ -121,6 +121,7 @@ def ticks(store: Store) -> list[str]:
     return [entry.document["parameters"]["due"] for entry in page.items]
 
 
+@pytest.mark.slow
 @pytest.mark.sample
 def test_a_clock_that_jumps_neither_misses_nor_doubles_a_run(house: House, tally) -> None:
     """Hourly runs while the clock steps about; each run has something to train on."""
@@ -144,6 +145,7 @@ def test_a_clock_that_jumps_neither_misses_nor_doubles_a_run(house: House, tally
     assert ticks(house.store) == wanted
 
 
+@pytest.mark.slow
 @pytest.mark.sample
 @pytest.mark.parametrize(("zone", "day"), [("Europe/Berlin", "2030-03-31"), ("America/New_York", "2030-11-03")])
 def test_daylight_saving_changes_nothing(house: House, monkeypatch: pytest.MonkeyPatch, zone: str, day: str) -> None:

@@ -86,6 +86,7 @@ def test_a_rollback_during_training_supersedes_the_cycle(on_each_database: Deplo
     deployment.is_whole()
 
 
+@pytest.mark.slow
 @pytest.mark.sample
 def test_the_sweep_takes_nothing_that_somebody_relies_on(store: Store, tmp_path: Path, tally) -> None:
     """Uploads and cycles whose bytes lie there already, old and named by no row, while sweeps run without a pause."""

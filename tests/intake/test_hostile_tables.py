@@ -26,6 +26,7 @@ def spare() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "reason"), [case[1:] for case in TABLES], ids=[case[0] for case in TABLES])
 def test_hostile_tables_are_refused(make: Make, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

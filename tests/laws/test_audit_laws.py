@@ -86,6 +86,7 @@ def test_an_untouched_log_holds(written):
     assert _verify(written).size == ENTRIES
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(row=st.integers(1, ENTRIES), column=st.sampled_from(COLUMNS), bit=st.integers(0, 10_000))
 def test_any_bit_of_any_entry(written, tmp_path, row, column, bit):
@@ -96,6 +97,7 @@ def test_any_bit_of_any_entry(written, tmp_path, row, column, bit):
         _verify(file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("column", HEAD)
 def test_any_bit_of_the_head(written, tmp_path, column):
     for bit in range(0, 600, 7):
@@ -106,6 +108,7 @@ def test_any_bit_of_the_head(written, tmp_path, column):
             _verify(file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("column", ["time", "leaf", "kind"])
 def test_bits_of_the_short_columns(written, tmp_path, column):
     database = sqlite3.connect(written)

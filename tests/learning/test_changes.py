@@ -51,6 +51,7 @@ def test_false_alarms_are_as_rare_as_published():
     assert 43 <= alarms <= 92
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "published"), [(1.0, 10.4), (2.0, 4.0), (3.0, 2.6)])
 def test_a_rise_is_found_about_as_soon_as_published(size, published):
     """Montgomery, Introduction to Statistical Quality Control, table 9.3: slack 0.5, limit 5. The mean and spread are

@@ -499,6 +499,7 @@ class Saboteur:
         self.calls += 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CYCLES)
 def test_killed_at_any_call_and_resumed_gives_the_same_bits(name: str) -> None:
     given = CYCLES[name]()

@@ -220,6 +220,7 @@ POLICIES: list[Replay] = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", POLICIES, ids=lambda options: "-".join(map(str, options.model_dump(exclude_none=True).values()))
 )

@@ -528,6 +528,7 @@ class Session:
         return fit.loss, fit.first_loss, fit.best, fit.epoch, fit.step, fit.stopped, fit.examples_seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_killed_at_any_pulse_and_resumed_gives_the_same_bits(case: str) -> None:
     whole = Session(case).run()

@@ -244,6 +244,7 @@ def _migrate_in_process(url, start, results):
     results.put(migrate(url))
 
 
+@pytest.mark.slow
 def test_two_processes_at_once(empty_database_url):
     spawn = multiprocessing.get_context("spawn")
     start, results = spawn.Event(), spawn.Queue()

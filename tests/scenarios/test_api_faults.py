@@ -16,7 +16,7 @@ from app.service.outcomes import sweep
 from espalier.formats import megabatch
 from tests.scenarios.deployment import Deployment, clusters, until
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 RECIPE = {"network": {"name": "mlp", "hidden": [8]}, "training": {"epochs": 1, "minibatch": 64}}
 
 

@@ -76,6 +76,7 @@ def test_two_workers_share_a_bucket(on_each_database: Deployment, s3: S3) -> Non
     assert client.verify_log() == client.audit_head().size
 
 
+@pytest.mark.slow
 def test_what_is_erased_is_gone_from_the_bucket_and_production_goes_on_without_it(
     deployment: Deployment, s3: S3
 ) -> None:

@@ -30,6 +30,7 @@ def content(path: Path) -> bytes:
     return b""
 
 
+@pytest.mark.slow
 def test_a_megabatch_and_an_example_are_erased_and_production_goes_on_without_them(
     on_each_database: Deployment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

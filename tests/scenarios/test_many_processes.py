@@ -12,13 +12,12 @@ import pytest
 
 from tests.scenarios.deployment import Deployment, clusters, until
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 RECIPE = {"network": {"name": "mlp", "hidden": [8]}, "training": {"epochs": 2, "minibatch": 32}}
 MODELS = ("gas", "letters", "digits")
 EACH = 4
 
 
-@pytest.mark.slow
 def test_each_megabatch_is_trained_once(on_each_database: Deployment) -> None:
     deployment = on_each_database
     services = [deployment.serve("--no-worker", "--workers", "2"), deployment.serve("--no-worker")]

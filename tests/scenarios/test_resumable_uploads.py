@@ -24,7 +24,7 @@ from espalier import Client
 from espalier.formats.megabatch import arrays_digest
 from tests.scenarios.deployment import Deployment, Process, until
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 RECIPE = {"network": {"name": "mlp", "hidden": [8]}, "training": {"epochs": 1, "minibatch": 64}}
 PIECE = 1 << 20
 TUS = {"Tus-Resumable": "1.0.0"}
@@ -71,7 +71,6 @@ def half_a_part(url: str, path: str, body: bytes, offset: int, count: int) -> so
     return connection
 
 
-@pytest.mark.slow
 def test_tuspy_goes_on_after_every_kill(deployment: Deployment) -> None:
     service = deployment.serve("--no-worker")
     client = deployment.client(service)
@@ -93,7 +92,6 @@ def test_tuspy_goes_on_after_every_kill(deployment: Deployment) -> None:
     accepted_once(deployment, client, x, y)
 
 
-@pytest.mark.slow
 def test_a_kill_within_a_long_part_keeps_what_was_recorded(deployment: Deployment) -> None:
     service = deployment.serve("--no-worker")
     client = deployment.client(service)

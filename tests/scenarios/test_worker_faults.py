@@ -112,6 +112,7 @@ def test_a_worker_that_was_frozen_past_its_lease_publishes_nothing(deployment: D
     deployment.is_whole()
 
 
+@pytest.mark.slow
 def test_an_idle_worker_stops_at_once(deployment: Deployment) -> None:
     worker = deployment.work().ready()
     worker.send(signal.SIGINT)

@@ -81,6 +81,7 @@ def test_a_restored_deployment_is_the_same(grown: Store, settings: Settings, tmp
     store.dispose()
 
 
+@pytest.mark.slow
 def test_from_a_file_into_a_server(grown: Store, settings: Settings, tmp_path: Path, empty_database_url: str) -> None:
     if empty_database_url == settings.database_url:
         empty_database_url = f"sqlite:///{tmp_path / 'other.db'}"

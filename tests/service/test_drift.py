@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from app.domain import CycleState
 from app.service import release
 from tests.service.conftest import ACTOR, RECIPE, House, blob_of_examples
@@ -25,6 +27,7 @@ def feed(house: House, source: str, number: int) -> None:
     assert ended is not None and ended.state is CycleState.PUBLISHED, ended
 
 
+@pytest.mark.slow
 def test_abrupt_and_repeated_change_holds_the_density_until_it_has_settled(house: House) -> None:
     house.create("gas", HELD)
     for number, source in enumerate("aababbbbb", 1):

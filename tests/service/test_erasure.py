@@ -475,6 +475,7 @@ def _erase_and_die(url: str, folder: Path, point: str) -> None:
     os._exit(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", ["erasure.marked", "sweep.removing", "sweep.removed", "transaction.logged"])
 def test_killed_anywhere_it_is_done_or_not_and_the_sweep_ends_it(
     house: House, database_url: str, tmp_path: Path, point: str

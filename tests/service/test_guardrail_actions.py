@@ -256,6 +256,7 @@ def test_retry_halves_the_pruning_step_twice_and_then_withholds_for_good(house: 
 # -- restore -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_restore_moves_the_champion_back_before_the_breaches_and_holds(house: House) -> None:
     house.create("gas", guarded(floor("restore", trip_after=3, recover_after=1)))
     teach(house, 1)

@@ -55,6 +55,7 @@ def test_the_head_grows_and_what_was_pruned_stays_pruned(growing: House) -> None
     assert growing.champion().stage == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("labels", "known"), [((0, 3), True), ((3, 4), False), ((3,), False), ((1,), True)])
 def test_on_arrival_what_the_champion_does_not_know_is_wrong(
     growing: House, labels: tuple[int, ...], known: bool

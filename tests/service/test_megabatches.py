@@ -112,6 +112,7 @@ def test_in_quarantine_it_is_not_replayed_from_the_buffer_either(house: House) -
     assert trained(house)[-1] == [2, 3]
 
 
+@pytest.mark.slow
 def test_unpinned_it_is_the_policys_again_with_all_its_rows(house: House) -> None:
     house.create("gas", FULL)
     house.grow(2)

@@ -34,6 +34,7 @@ def machines(s3: S3, database_url: str, tmp_path: Path) -> Iterator[list[Store]]
         store.dispose()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [503, 403])
 def test_a_bucket_that_goes_away_at_any_request_of_a_cycle_costs_nothing(
     house: House, machines: list[Store], s3: S3, status: int

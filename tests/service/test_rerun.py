@@ -77,6 +77,7 @@ def grown(house: House, request: pytest.FixtureRequest) -> House:
     return house
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ref", ["1", "2"])
 def test_a_replayed_cycle_is_the_same_and_changes_nothing(grown: House, ref: str) -> None:
     before = everything(grown.store)
@@ -152,6 +153,7 @@ def test_another_recipe_is_found(grown: House) -> None:
     assert report.findings == ("revision 1 of the recipe is not the one that the cycle was given",)
 
 
+@pytest.mark.slow
 def test_under_other_threads_differences_are_counted_and_not_judged(grown: House) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
@@ -197,6 +199,7 @@ def _ids(house: House, digest: str) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_what_retention_gave_up_is_named(grown: House) -> None:
     grown.upload(seed=3)
     grown.cycle()

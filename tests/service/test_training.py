@@ -226,6 +226,7 @@ def test_rotten_examples_are_never_trained_on(house: House) -> None:
     assert models.describe_model(house.store, "gas").champion is None
 
 
+@pytest.mark.slow
 def test_a_lost_snapshot_only_costs_time(house: House) -> None:
     house.settings = house.settings.model_copy(update={"snapshot_seconds": 0.0})
     house.create()

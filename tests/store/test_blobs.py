@@ -385,6 +385,7 @@ def test_bytes_kept_again_while_the_sweep_asks_are_safe(blobs, place, again):
     assert blobs.read(digest) == b"kept again"
 
 
+@pytest.mark.slow
 @everywhere
 def test_keeping_and_sweeping_at_once_never_loses_a_kept_blob(blobs, place):
     stop = threading.Event()

@@ -240,6 +240,7 @@ def _whole(blobs) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [503, 403])
 @pytest.mark.parametrize("name", list(OPERATIONS))
 def test_any_request_fails_for_good(machine, s3, bucket, name, status):
@@ -271,6 +272,7 @@ def test_any_request_fails_for_good(machine, s3, bucket, name, status):
     pytest.fail("it never came to an end")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(OPERATIONS))
 def test_a_request_that_fails_once_is_tried_again(machine, s3, bucket, name):
     for n in range(1, 20):
@@ -500,6 +502,7 @@ print(before, peak())
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(bucket, s3, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, f"s3://{bucket}", str(tmp_path / "small")],

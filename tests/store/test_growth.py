@@ -105,6 +105,7 @@ def _touched(plan: dict[str, Any]) -> int:
     return here + sum(_touched(part) for part in plan.get("Plans", ()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_it_costs_the_same_when_there_is_ten_times_as_much(grown: tuple[Filled, Filled], name: str) -> None:
     small, large = (filled.cost(OPERATIONS[name]) for filled in grown)

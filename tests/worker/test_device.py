@@ -46,6 +46,7 @@ def test_a_device_that_computes_answers_and_another_does_not() -> None:
     assert not device.answers(torch.device("cuda", 99))
 
 
+@pytest.mark.slow
 def test_settle_sets_every_switch() -> None:
     code = (
         "import os, torch\n"
@@ -74,6 +75,7 @@ print(len(set(sys.modules) - loaded))
 """
 
 
+@pytest.mark.slow
 def test_after_warming_up_an_optimizer_step_loads_nothing_more() -> None:
     found = subprocess.run([sys.executable, "-c", WARMED], capture_output=True, text=True, check=True)
     assert int(found.stdout) == 0, found.stderr

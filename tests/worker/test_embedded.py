@@ -35,6 +35,7 @@ def test_it_is_started_again_and_stopped_in_order(tmp_path: Path, caplog: pytest
     assert second.poll() is not None
 
 
+@pytest.mark.slow
 def test_it_ends_with_its_parent(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [*COMMAND, "--parent-pipe", "0"],
@@ -50,6 +51,7 @@ def test_it_ends_with_its_parent(tmp_path: Path) -> None:
     process.stderr.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "remedy"),
     [
@@ -66,6 +68,7 @@ def test_what_it_cannot_start_with_it_says(tmp_path: Path, settings: dict[str, s
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_another_app_in_the_working_directory_does_not_matter(tmp_path: Path) -> None:
     (tmp_path / "app").mkdir()
     (tmp_path / "app" / "__init__.py").write_text("raise SystemExit('the wrong app')")

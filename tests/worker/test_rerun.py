@@ -51,6 +51,7 @@ def test_its_exit_status_says_what_came_of_it(trained: Shop) -> None:
     assert "finding: entry " in other.stdout and other.stdout.endswith("not as the log says: see the findings\n")
 
 
+@pytest.mark.slow
 def test_what_cannot_be_replayed_is_said_plainly(
     trained: Shop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
