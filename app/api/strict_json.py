@@ -68,7 +68,7 @@ def parse(body: bytes) -> Any:
         HttpProblem: 400, with the pointer where there is one.
     """
     if body.startswith(codecs.BOM_UTF8):
-        raise _malformed("it begins with a byte order mark; send it without")
+        raise _malformed("it begins with a byte order mark: send it without")
     try:
         value = json.loads(
             body.decode("utf-8"),
@@ -122,7 +122,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON; send null, or leave the key out")
+    raise ValueError(f"{name} is not JSON: send null, or leave the key out")
 
 
 def _finite(text: str) -> float:
@@ -134,7 +134,7 @@ def _finite(text: str) -> float:
 
 def _bounded(text: str) -> int:
     if len(text) > MAX_DIGITS:
-        raise ValueError(f"a number has {len(text)} digits; {MAX_DIGITS} are the most that is read")
+        raise ValueError(f"a number has {len(text)} digits, and {MAX_DIGITS} are the most that is read")
     return int(text)
 
 

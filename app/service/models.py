@@ -244,11 +244,11 @@ def _input_faults(spec: InputSpec, recipe: Recipe) -> list[tuple[str, str] | Non
         elif (why := misfit(recipe, spec.shape)) is not None:
             faults.append(("/shape", why))
     if spec.dtype not in (None, "float32", "uint8"):
-        faults.append(("/dtype", f"unknown dtype {spec.dtype!r}; choose one of: float32, uint8"))
+        faults.append(("/dtype", f"unknown dtype {spec.dtype!r} (choose one of: float32, uint8)"))
     if spec.classes is not None and (len(spec.classes) < 2 or len(set(spec.classes)) < len(spec.classes)):
         faults.append(("/classes", "needs at least two classes with different names"))
     if spec.unseen_classes not in get_args(UnseenClasses):
-        faults.append(("/unseen_classes", f"unknown choice {spec.unseen_classes!r}; choose one of: reject, extend"))
+        faults.append(("/unseen_classes", f"unknown choice {spec.unseen_classes!r} (choose one of: reject, extend)"))
     if spec.unseen_classes == "extend" and isinstance(recipe.training.class_weights, tuple):
         faults.append(
             (
@@ -259,7 +259,7 @@ def _input_faults(spec: InputSpec, recipe: Recipe) -> list[tuple[str, str] | Non
         )
     faults += [_normalisation_fault(spec), *_column_faults(spec)]
     if spec.resize not in get_args(Resize):
-        faults.append(("/resize", f"unknown choice {spec.resize!r}; choose one of: {', '.join(get_args(Resize))}"))
+        faults.append(("/resize", f"unknown choice {spec.resize!r} (choose one of: {', '.join(get_args(Resize))})"))
     if recipe.initial_weights is not None and not spec.complete:
         faults.append(
             ("", "initial_weights need shape, dtype and classes declared, since the network is built before data comes")

@@ -300,8 +300,8 @@ def test_hostile_json_is_refused(body: str, shut_house: House) -> None:
 @pytest.mark.parametrize(
     ("body", "told"),
     [
-        (b'\xef\xbb\xbf{"name": "gas"}', "byte order mark; send it without"),
-        (b'{"seed": ' + b"9" * 5_000 + b"}", "a number has 5000 digits; 400 are the most"),
+        (b'\xef\xbb\xbf{"name": "gas"}', "byte order mark: send it without"),
+        (b'{"seed": ' + b"9" * 5_000 + b"}", "a number has 5000 digits, and 400 are the most"),
     ],
 )
 def test_json_is_refused_in_words_for_who_sent_it(body: bytes, told: str, shut_house: House) -> None:

@@ -83,6 +83,10 @@ def test_a_preset_takes_the_place_of_the_recipe(grown: House) -> None:
 def test_what_cannot_be_is_refused(grown: House, asked: dict[str, str], status: int, told: str) -> None:
     answer = grown.http.post(PATH, data={"seen": "1", "reason": "why not", **asked}, headers=FORM)
     assert (answer.status_code, told in answer.text) == (status, True), answer.text
+    japanese = grown.http.post(
+        PATH, data={"seen": "1", "reason": "why not", **asked}, headers={**FORM, "Accept-Language": "ja"}
+    )
+    assert (japanese.status_code, '<span lang="en">' in japanese.text) == (status, False), japanese.text
     assert grown.http.get("/v1/models/gas/recipe").json()["revision"] == 1
 
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from markupsafe import Markup, escape
 
+from app.api.problems import HttpProblem
+from app.api.strict_json import parse
 from app.api.web import recorded
 from app.api.web.recorded import heard
 from app.api.web.speech import CATALOGUE, Speech
+from app.errors import InvalidRecipe
+from app.learning.recipe import Recipe
+from tests.learning.test_recipe import FAULTY
 
 
 def test_what_the_service_wrote_down_is_told_in_the_reader_s_language() -> None:
@@ -39,6 +46,12 @@ SAMPLES = {
     "why": "its worker fell silent",
     "listed": "and 3 more",
     "host": "localhost",
+    "pointer": "/guardrails/0/at_least",
+    "key": "'epochz'",
+    "known": "name, at-start, least_steps",
+    "literals": "'withhold', 'hold' or 'retry'",
+    "pattern": "^sha256:[0-9a-f]{64}$",
+    "monitor": "monitoring.gap",
 }
 
 
@@ -136,3 +149,70 @@ def test_sentences_hold_one_hole_for_anything_at_most() -> None:
 def test_hostile_texts_are_told_as_they_are_and_at_once(typed: str) -> None:
     """Depth, length and parts of a text are limited; without that, some of these take minutes, or the whole stack."""
     assert heard(typed, Speech("ja"))
+
+
+BAD: tuple[Any, ...] = (
+    *("x", "", "it's", "x" * 300, -1, 0, 1.5, 1e30, 10**20, None, True),
+    *([], ["x"], [[1]], {}, {"name": "x"}, {"name": 3}, {"zz": 1}),
+)
+
+
+def recipes_with(value: Any) -> Iterator[dict[str, Any]]:
+    """A recipe for each place of one that a value can stand in."""
+    schema = Recipe.model_json_schema()
+
+    def within(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]] if "$ref" in node else node
+        for branch in (*node.get("oneOf", ()), *node.get("anyOf", ())):
+            yield from within(branch)
+        if "items" in node:
+            yield from ([value], *([inner] for inner in within(node["items"])))  # type: ignore[misc]
+        named = {key: inner["const"] for key, inner in node.get("properties", {}).items() if "const" in inner}
+        for key, inner in node.get("properties", {}).items():
+            yield {**named, key: value}
+            yield from ({**named, key: found} for found in within(inner))
+
+    yield from within(schema)
+
+
+@pytest.mark.parametrize("value", BAD, ids=repr)
+def test_whatever_a_recipe_gets_wrong_is_told(value: Any) -> None:
+    ja, refused = Speech("ja"), set()
+    for document in recipes_with(value):
+        try:
+            Recipe.resolve(document)
+        except InvalidRecipe as error:
+            refused.add(str(error))
+    assert not [text for text in refused if 'lang="en"' in heard(text, ja)]
+    assert refused
+
+
+@pytest.mark.parametrize("document", [document for document, *_ in FAULTY])
+def test_what_cannot_work_together_is_told(document: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRecipe) as caught:
+        Recipe.resolve(document)
+    assert 'lang="en"' not in heard(str(caught.value), Speech("ja")), caught.value
+
+
+@pytest.mark.parametrize(
+    "document",
+    [{"network": {"hidden": [7]}}, {"initial_weights": f"sha256:{'0' * 64}"}, {"validation_share": 0.3}],
+)
+def test_what_lasts_is_told(document: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRecipe) as caught:
+        Recipe().revised(document)
+    assert 'lang="en"' not in heard(str(caught.value), Speech("ja")), caught.value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{", "[1", '{"seed" 1}', "{seed: 1}", '{"seed": 1} 2', '{"seed', '{"seed": "\n"}', r'{"a": "\x"}', "", "{,}"),
+        *('{"a": 1, "a": 2}', '{"a": NaN}', "1e999", "9" * 500, "[" * 70 + "]" * 70, r'"\ud800"', r'"\u0000"'),
+        *('{"a": 1,}', "\ufeff{}"),
+    ],
+)
+def test_what_is_no_json_is_told(text: str) -> None:
+    with pytest.raises(HttpProblem) as caught:
+        parse(text.encode())
+    assert 'lang="en"' not in heard(caught.value.detail, Speech("ja")), caught.value.detail

@@ -84,58 +84,67 @@ def test_the_digest_depends_on_values_alone() -> None:
     assert json.loads(canonical_recipe(left.document())) == left.document()
 
 
-@pytest.mark.parametrize(
-    ("document", "pointer", "words"),
-    [
-        ({"foo": 1}, "/foo", "known keys: preset, seed, network"),
-        ({"preset": "q"}, "/preset", "choose one of: espalier, espalier-drift, app-paper, dense, one-shot"),
-        ({"schedule": {"name": "x"}}, "/schedule", "unknown name 'x'; choose one of: app, factor, one-shot, linear"),
-        ({"schedule": {"tua": 3}}, "/schedule/tua", "unknown key 'tua'; known keys: name, target, stages"),
-        ({"training": {"epochz": 3}}, "/training/epochz", "known keys: epochs, least_steps, minibatch"),
-        ({"training": {"optimizer": {"name": "adamw", "momentum": 1}}}, "/training/optimizer/momentum", "beta1"),
-        ({"guardrails": [{}]}, "/guardrails/0", "needs a name, one of: accuracy-drop, accuracy-floor"),
-        ({"guardrails": [{"name": "density-floor", "at_least": 0.1, "x/y": 1}]}, "/guardrails/0/x~1y", "at_least"),
-        ({"network": {"hidden": [4, 0]}}, "/network/hidden/1", "greater than or equal to 1"),
-        (
-            {"preset": "app-paper", "training": {"rate": {"milestones": [0.8, 0.4]}}},
-            "/training/rate",
-            "milestones must increase",
-        ),
-        ({"trigger": {"name": "cron", "expression": "hourly"}}, "/trigger", "five cron fields"),
-        (
-            {"guardrails": [{"name": "density-floor", "at_least": 0.5}]},
-            "/guardrails/0/at_least",
-            "no version would pass",
-        ),
-        ({"distribution": {"floor": 0.5}}, "/distribution/floor", "lower the floor or raise the target"),
-        ({"schedule": {"target": 1.5}}, "/schedule/target", "0.1 keeps a tenth"),
-        ({"schedule": {"target": "huge"}}, "/schedule/target", "safe, balanced, small, tiny"),
-        ({"pace": {"share": 1.5}}, "/pace/share", "longer than it"),
-        ({"training": {"epochs": 1, "select": "best-epoch"}}, "/pace/share", "leaves no whole epoch"),
-        ({"training": {"averaging": {"name": "tail", "share": 0.7}}}, "/training/averaging/share", "different masks"),
-        ({"training": {"averaging": {"name": "ema"}, "select": "best-epoch"}}, "/training", "set select to last"),
-        ({"training": {"patience": 3}}, "/training", "patience needs select best-epoch"),
-        ({"training": {"augmentation": {"flip": True}}}, "/training/augmentation", "network to cnn"),
-        ({"pace": {"name": "at-start"}}, "/criterion", "set pace to ramp, or criterion to snip"),
-        ({"replay": {"name": "herding"}}, "/replay", "set replay.examples or replay.bytes"),
-        (
-            {"network": {"name": "custom", "architecture": "a"}, "replay": {"name": "k-centre", "examples": 9}},
-            "/replay",
-            "set network.features",
-        ),
-        (
-            {"criterion": {"name": "magnitude"}, "guardrails": [{"name": "mask-agreement"}]},
-            "/guardrails/0",
-            "set criterion to taylor or snip",
-        ),
-        ({"seed": 2**53}, "/seed", "less than"),
-        ({"training": {"learning_rate": float("nan")}}, "/training/learning_rate", "finite"),
-    ],
-)
+FAULTY: list[tuple[dict[str, Any], str, str]] = [
+    ({"foo": 1}, "/foo", "known keys: preset, seed, network"),
+    ({"preset": "q"}, "/preset", "choose one of: espalier, espalier-drift, app-paper, dense, one-shot"),
+    ({"schedule": {"name": "x"}}, "/schedule", "unknown name 'x' (choose one of: app, factor, one-shot, linear"),
+    ({"schedule": {"tua": 3}}, "/schedule/tua", "unknown key 'tua' (known keys: name, target, stages"),
+    ({"training": {"epochz": 3}}, "/training/epochz", "known keys: epochs, least_steps, minibatch"),
+    ({"training": {"optimizer": {"name": "adamw", "momentum": 1}}}, "/training/optimizer/momentum", "beta1"),
+    ({"guardrails": [{}]}, "/guardrails/0", "needs a name, one of: accuracy-drop, accuracy-floor"),
+    ({"guardrails": [{"name": "density-floor", "at_least": 0.1, "x/y": 1}]}, "/guardrails/0/x~1y", "at_least"),
+    ({"network": {"hidden": [4, 0]}}, "/network/hidden/1", "must be at least 1"),
+    (
+        {"preset": "app-paper", "training": {"rate": {"milestones": [0.8, 0.4]}}},
+        "/training/rate",
+        "milestones must increase",
+    ),
+    ({"trigger": {"name": "cron", "expression": "hourly"}}, "/trigger", "five cron fields"),
+    (
+        {"guardrails": [{"name": "density-floor", "at_least": 0.5}]},
+        "/guardrails/0/at_least",
+        "no version would pass",
+    ),
+    ({"distribution": {"floor": 0.5}}, "/distribution/floor", "lower the floor or raise the target"),
+    ({"schedule": {"target": 1.5}}, "/schedule/target", "0.1 keeps a tenth"),
+    ({"schedule": {"target": "huge"}}, "/schedule/target", "safe, balanced, small, tiny"),
+    ({"pace": {"share": 1.5}}, "/pace/share", "longer than it"),
+    ({"training": {"epochs": 1, "select": "best-epoch"}}, "/pace/share", "leaves no whole epoch"),
+    ({"training": {"averaging": {"name": "tail", "share": 0.7}}}, "/training/averaging/share", "different masks"),
+    ({"training": {"averaging": {"name": "ema"}, "select": "best-epoch"}}, "/training", "set select to last"),
+    ({"training": {"patience": 3}}, "/training", "patience needs select best-epoch"),
+    ({"training": {"augmentation": {"flip": True}}}, "/training/augmentation", "network to cnn"),
+    ({"pace": {"name": "at-start"}}, "/criterion", "set pace to ramp, or criterion to snip"),
+    ({"replay": {"name": "herding"}}, "/replay", "set replay.examples or replay.bytes"),
+    (
+        {"network": {"name": "custom", "architecture": "a"}, "replay": {"name": "k-centre", "examples": 9}},
+        "/replay",
+        "set network.features",
+    ),
+    (
+        {"criterion": {"name": "magnitude"}, "guardrails": [{"name": "mask-agreement"}]},
+        "/guardrails/0",
+        "set criterion to taylor or snip",
+    ),
+    ({"seed": 2**53}, "/seed", "less than"),
+    ({"guardrails": [{"name": "class-floor", "at_least": 0.5, "x": 1}]}, "/guardrails/0/x", "known keys: then"),
+    ({"training": {"learning_rate": float("nan")}}, "/training/learning_rate", "finite"),
+]
+"""Recipes that cannot work; where, and words of what is said about it."""
+
+
+@pytest.mark.parametrize(("document", "pointer", "words"), FAULTY)
 def test_a_fault_says_where_and_what_to_do(document: dict[str, Any], pointer: str, words: str) -> None:
     found = faults(document)
     assert list(found) == [pointer]
     assert words in found[pointer]
+
+
+def test_of_types_to_choose_from_each_says_what_it_misses() -> None:
+    assert faults({"training": {"class_weights": [1, 0]}}) == {
+        "/training/class_weights": "must be 'balanced'",
+        "/training/class_weights/1": "must be greater than 0.0",
+    }
 
 
 def test_several_faults_are_told_at_once() -> None:

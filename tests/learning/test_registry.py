@@ -6,7 +6,7 @@ from app.learning import recipe
 from app.learning.architectures import BUILDERS
 from app.learning.criteria import CRITERIA
 from app.learning.guardrails import RULES
-from app.learning.recipe import whole
+from app.learning.recipe.faults import choices
 from app.learning.registry import Registry
 from app.learning.replay import POLICIES
 from app.learning.schedules import SCHEDULES
@@ -45,5 +45,5 @@ def test_one_implementation_each() -> None:
     ],
 )
 def test_every_option_of_the_recipe_is_carried_out(registry: Registry[object], union: object) -> None:
-    kinds = set(whole._choices(union).values()) - {recipe.Custom}  # custom networks bring their own factory
+    kinds = set(choices(union).values()) - {recipe.Custom}  # custom networks bring their own factory
     assert kinds and kinds == set(registry._implementations)

@@ -39,6 +39,7 @@ _RULE = f"(?:{'|'.join(reversed(_RULES))})(?:#\\d{{1,3}})?"
 _ERROR = r"(?:[A-Z][a-z]+){2,6}|OSError"
 _NUMBER = r"[-+]?(?:\d+(?:\.\d+)?(?:e[-+]?\d+)?|inf|nan)"
 _NAME = r"[^\s'\"()]+"
+_QUOTED = """'[^']*'|"[^"]*\""""
 _ANYTHING = ".+"
 
 _HOLES: Mapping[str, str] = {
@@ -52,6 +53,12 @@ _HOLES: Mapping[str, str] = {
     "held": "[a-z0-9-]+(?:, [a-z0-9-]+)*",
     "versions": r"\d+(?:, \d+)*",
     "older": "(?: or older ones)?",
+    "pointer": r"(?:/[^/:\s]+)*/?",
+    "key": _QUOTED,
+    "known": r"[a-z0-9_-]+(?:, [a-z0-9_-]+)*",
+    "literals": r"'[^']*'(?:(?:, | or )'[^']*')*",
+    "pattern": r"\^\S+\$",
+    "monitor": r"monitoring\.[a-z]+",
     **dict.fromkeys(("actor", "alias", "column", "field", "head", "kinds", "layer", "leaf", "model", "name"), _NAME),
     **dict.fromkeys(("other", "root", "scope", "stored", "what", "again", "worker"), _NAME),
     **dict.fromkeys(("host", "listed", "tensors", "why"), _ANYTHING),

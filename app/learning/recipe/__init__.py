@@ -10,8 +10,7 @@ Laws:
     * What cannot work together is refused here, with the remedy, before anything is stored.
 
 Rooms: ``networks``, ``pruning`` (which, where, how much, when), ``replay``, ``training``, ``monitoring``,
-``guardrails``, ``triggers``;
-``whole`` joins them.
+``guardrails``, ``triggers``; ``whole`` joins them, ``faults`` says what a document gets wrong.
 """
 
 from app.learning.recipe.guardrails import (

@@ -18,10 +18,12 @@ TARGETS: dict[str, float] = {"safe": 0.366, "balanced": 0.20, "small": 0.10, "ti
 def _named(value: Any) -> Any:
     if isinstance(value, str):
         if value not in TARGETS:
-            raise ValueError(f"unknown target {value!r}; give a density in (0, 1], or one of: {', '.join(TARGETS)}")
+            raise ValueError(f"unknown target {value!r}: give a density in (0, 1], or one of: {', '.join(TARGETS)}")
         return TARGETS[value]
     if isinstance(value, int | float) and not 0 < value <= 1:
-        raise ValueError(f"{value} is no density: give the share of weights to keep, in (0, 1]; 0.1 keeps a tenth")
+        raise ValueError(
+            f"{value} is no density: give the share of weights to keep, in (0, 1], where 0.1 keeps a tenth"
+        )
     return value
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
 
 from app.errors import InvalidRecipe
+from app.learning.recipe.faults import Fault, faults_of
 from app.learning.recipe.guardrails import (
     AccuracyDrop,
     DensityFloor,
@@ -111,13 +111,13 @@ class Recipe(Options):
         given = dict(document or {})
         preset = given.pop("preset", DEFAULT_PRESET)
         if not isinstance(preset, str) or preset not in PRESETS:
-            message = f"unknown preset {preset!r}; choose one of: {', '.join(PRESETS)}"
-            raise InvalidRecipe(message, [("/preset", message)])
+            message = f"unknown preset {preset!r} (choose one of: {', '.join(PRESETS)})"
+            raise _refusal([("/preset", message)])
         try:
             base = cls.model_validate(_merge(cls().document(), PRESETS[preset])).document()
             return cls.model_validate(_merge(base, given))
         except ValidationError as error:
-            raise _refusal([_fault(item) for item in error.errors()]) from None
+            raise _refusal(faults_of(cls, error)) from None
 
     def revised(self, document: Mapping[str, Any]) -> Recipe:
         """The next revision: this recipe, with what differs; or a preset with what differs, in this recipe's place.
@@ -137,7 +137,7 @@ class Recipe(Options):
             try:
                 revised = Recipe.model_validate(_merge(present, document))
             except ValidationError as error:
-                raise _refusal([_fault(item) for item in error.errors()]) from None
+                raise _refusal(faults_of(Recipe, error)) from None
         if faults := [(f"/{key}", why) for key, why in LASTING.items() if revised.document()[key] != present[key]]:
             raise _refusal(faults)
         return revised
@@ -160,9 +160,6 @@ LASTING: Mapping[str, str] = {
     "accuracies would no longer compare: register another model for another share",
 }
 """What no revision of a recipe changes, and why."""
-
-Fault = tuple[str, str]
-"""JSON pointer into the recipe, and what is wrong there, with the remedy."""
 
 
 def _refusal(faults: Sequence[Fault]) -> InvalidRecipe:
@@ -325,58 +322,3 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         )
         merged[key] = _merge(old, value) if same_kind else value  # type: ignore[arg-type]  # narrowed by same_kind
     return merged
-
-
-def _fault(item: ErrorDetails) -> tuple[str, str]:
-    """One pydantic error as (JSON pointer, message that says the remedy)."""
-    where = list(item["loc"])
-    message = item["msg"].removeprefix("Value error, ")
-    if item["type"] == "extra_forbidden":
-        known = _known_keys(_follow(where[:-1])[1])
-        message = f"unknown key {where[-1]!r}; known keys: {', '.join(known)}"
-    elif item["type"] == "union_tag_invalid":
-        message = f"unknown name {item['ctx']['tag']!r}; choose one of: {', '.join(_choices(_follow(where)[1]))}"
-    elif item["type"] == "union_tag_not_found":
-        message = f"needs a name, one of: {', '.join(_choices(_follow(where)[1]))}"
-    path, _ = _follow(where)
-    return "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in path), message
-
-
-def _follow(where: Sequence[str | int]) -> tuple[list[str], Any]:
-    """Walk a pydantic location through the types: the JSON path, and the type that it ends at.
-
-    Pydantic puts the name of a chosen option into its locations; a JSON pointer must not hold it.
-    """
-    path: list[str] = []
-    here: Any = Recipe
-    for part in where:
-        chosen = _choices(here).get(str(part))
-        if chosen is None:
-            path.append(str(part))
-        here = chosen or _inside(here, part)
-    return path, here
-
-
-def _inside(kind: Any, part: str | int) -> Any:
-    """The type of a field of options, or of an element of a tuple; None past the leaves."""
-    if isinstance(kind, type) and issubclass(kind, Options):
-        field = kind.model_fields.get(str(part))
-        return field and field.annotation
-    return get_args(kind)[0] if get_origin(kind) is tuple else None
-
-
-def _choices(kind: Any) -> dict[str, type[Options]]:
-    """Name to options type, of a union of options; empty for any other type."""
-    if get_origin(kind) is Annotated:
-        kind = get_args(kind)[0]
-    members = get_args(kind) if get_origin(kind) is Union else ()
-    return {
-        member.model_fields["name"].default: member
-        for member in members
-        if isinstance(member, type) and issubclass(member, Options)
-    }
-
-
-def _known_keys(kind: Any) -> list[str]:
-    fields = list(kind.model_fields)
-    return ["preset", *fields] if kind is Recipe else fields
