@@ -8,6 +8,7 @@ Laws:
     * Every answer bears ``X-Request-Id`` and the headers of ``headers``, and exactly one line of the access log names
       it. No line holds a key.
     * Who asks is settled before a byte of the body is read: 401 without a key that stands, 403 without the right one.
+    * Of a header that says one thing there is one: who puts a proxy in front must not see another one than we do.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import logging
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from urllib.parse import quote
 
@@ -29,7 +31,7 @@ from app.api.guard import Guard, Place, asks_upload, check_model, check_scope
 from app.api.headers import hardened, is_https
 from app.api.origins import Hosts, expect_own_origin, refuse_other_origin
 from app.api.polling import Polls
-from app.api.problems import REQUEST_ID
+from app.api.problems import MALFORMED_HEADER, REQUEST_ID, HttpProblem
 from app.api.scopes import CALLER, NEEDS
 from app.api.web.failures import answer_failure
 from app.config import Settings
@@ -44,6 +46,13 @@ COOKIE = "espalier-session"
 ANONYMOUS = Caller("anonymous", frozenset())
 
 _SAFE = frozenset({"GET", "HEAD"})
+_SAID_ONCE = frozenset(
+    {
+        *(b"authorization", b"content-length", b"content-type", b"host", b"if-range", b"last-event-id", b"range"),
+        *(b"idempotency-key", b"origin", b"x-http-method-override", b"tus-resumable", b"upload-checksum"),
+        *(b"upload-complete", b"upload-defer-length", b"upload-length", b"upload-metadata", b"upload-offset"),
+    }
+)
 _SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 _LINE = "%s %s %s %.1f ms %s"
 _ids = map("{}{:016x}".format, itertools.repeat(os.urandom(8).hex()), itertools.count())
@@ -83,6 +92,8 @@ class Edge:
             await send(message)
 
         try:
+            if len(headers) < len(scope["headers"]):
+                expect_once(scope["headers"])
             caller = scope[CALLER] = await self._admit(scope, headers)
             scope[ACTOR] = caller.name
             await (self.polls.find(scope) or self.app)(scope, receive, send_named)
@@ -147,6 +158,18 @@ class Edge:
 def first_of_each(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     """Headers by name; of several with one name the first counts."""
     return dict(reversed(list(headers)))
+
+
+def expect_once(headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Refuse several of a header that says one thing (RFC 9110, section 5.3).
+
+    Raises:
+        HttpProblem: 400.
+    """
+    names = Counter(name for name, _ in headers)
+    if repeated := sorted(name.decode("latin-1") for name in names if names[name] > 1 and name in _SAID_ONCE):
+        told = ", ".join(repeated)
+        raise HttpProblem(MALFORMED_HEADER, f"the request has several headers of one name: send {told} once")
 
 
 def presented_key(headers: Mapping[bytes, bytes]) -> str | None:

@@ -172,6 +172,21 @@ def test_a_query_with_an_unknown_parameter_is_refused(still_house: House, method
         assert f"unknown parameter; known parameters: {known.get(path, 'kind')}" in faults["/limt"]["detail"]
 
 
+@pytest.mark.parametrize(("path", "name"), [("/v1/models", "limit"), ("/v1/audit", "kind")])
+def test_a_parameter_that_is_given_twice_is_refused(still_house: House, path: str, name: str) -> None:
+    answer = still_house.http.get(f"{path}?{name}=5&{name}=6")
+    [fault] = problem(answer, 422, "invalid-request")["errors"]
+    assert fault == {"in": "query", "pointer": f"/{name}", "detail": "given several times: give it once"}
+
+
+@pytest.mark.parametrize("name", ["Authorization", "Idempotency-Key", "Upload-Offset", "Content-Type"])
+def test_a_header_that_is_sent_twice_is_refused(still_house: House, name: str) -> None:
+    headers = [(name, "1"), ("Accept", "text/html"), ("Accept", "application/json"), (name.upper(), "1")]
+    answer = still_house.http.post("/v1/models", json={"name": "twice"}, headers=headers)
+    assert f"send {name.lower()} once" in problem(answer, 400, "malformed-header")["detail"]
+    assert still_house.http.get("/v1/models", headers=[("Accept", "a/b"), ("Accept", "c/d")]).status_code == 200
+
+
 def test_pointers_into_recipe_and_input(still_house: House) -> None:
     document = problem(post(still_house, '{"name": "a", "recipe": {"schedule": {"tau": 61}}}'), 422, "invalid-recipe")
     assert [fault["pointer"] for fault in document["errors"]] == ["/recipe/schedule/tau"]
