@@ -49,7 +49,7 @@ SAMPLES = {
     "pointer": "/guardrails/0/at_least",
     "key": "'epochz'",
     "known": "name, at-start, least_steps",
-    "literals": "'withhold', 'hold' or 'retry'",
+    "literals": "'withhold', 'hold', 'retry'",
     "pattern": "^sha256:[0-9a-f]{64}$",
     "monitor": "monitoring.gap",
 }
@@ -152,8 +152,20 @@ def test_hostile_texts_are_told_as_they_are_and_at_once(typed: str) -> None:
 
 
 BAD: tuple[Any, ...] = (
-    *("x", "", "it's", "x" * 300, -1, 0, 1.5, 1e30, 10**20, None, True),
-    *([], ["x"], [[1]], {}, {"name": "x"}, {"name": 3}, {"zz": 1}),
+    *("x", "", "it's", "x" * 300, -1, 0, 1.5, 1e30, 10**20, None, True, False),
+    *(
+        [],
+        ["x"],
+        [[1]],
+        [2] * 99,
+        [{"name": "divergence"}] * 99,
+        {},
+        {"name": "x"},
+        {"name": 3},
+        {"name": None},
+        {"zz": 1},
+        {"a b: c": 1, 'it\'s a "key"': 2},
+    ),
 )
 
 
@@ -175,7 +187,7 @@ def recipes_with(value: Any) -> Iterator[dict[str, Any]]:
     yield from within(schema)
 
 
-@pytest.mark.parametrize("value", BAD, ids=repr)
+@pytest.mark.parametrize("value", BAD, ids=lambda value: repr(value)[:30])
 def test_whatever_a_recipe_gets_wrong_is_told(value: Any) -> None:
     ja, refused = Speech("ja"), set()
     for document in recipes_with(value):
@@ -187,7 +199,7 @@ def test_whatever_a_recipe_gets_wrong_is_told(value: Any) -> None:
     assert refused
 
 
-@pytest.mark.parametrize("document", [document for document, *_ in FAULTY])
+@pytest.mark.parametrize("document", [*(document for document, *_ in FAULTY), {"preset": 3}])
 def test_what_cannot_work_together_is_told(document: dict[str, Any]) -> None:
     with pytest.raises(InvalidRecipe) as caught:
         Recipe.resolve(document)
@@ -208,7 +220,18 @@ def test_what_lasts_is_told(document: dict[str, Any]) -> None:
     "text",
     [
         *("{", "[1", '{"seed" 1}', "{seed: 1}", '{"seed": 1} 2', '{"seed', '{"seed": "\n"}', r'{"a": "\x"}', "", "{,}"),
-        *('{"a": 1, "a": 2}', '{"a": NaN}', "1e999", "9" * 500, "[" * 70 + "]" * 70, r'"\ud800"', r'"\u0000"'),
+        *(
+            '{"a": 1, "a": 2}',
+            '{"a": NaN}',
+            "1e999",
+            "1E999",
+            r'"\u12"',
+            "[1,]",
+            "9" * 500,
+            "[" * 70 + "]" * 70,
+            r'"\ud800"',
+            r'"\u0000"',
+        ),
         *('{"a": 1,}', "\ufeff{}"),
     ],
 )

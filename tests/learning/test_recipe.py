@@ -142,13 +142,20 @@ def test_a_fault_says_where_and_what_to_do(document: dict[str, Any], pointer: st
 
 def test_of_types_to_choose_from_each_says_what_it_misses() -> None:
     assert faults({"training": {"class_weights": [1, 0]}}) == {
-        "/training/class_weights": "must be 'balanced'",
+        "/training/class_weights": "must be one of: 'balanced'",
         "/training/class_weights/1": "must be greater than 0.0",
     }
 
 
 def test_several_faults_are_told_at_once() -> None:
     assert set(faults({"seed": -1, "training": {"epochs": 0}})) == {"/seed", "/training/epochs"}
+
+
+def test_many_faults_are_listed_and_a_few_of_them_told() -> None:
+    with pytest.raises(InvalidRecipe) as caught:
+        Recipe.resolve({"network": {"hidden": [0] * 9}})
+    assert len(caught.value.errors) == 9
+    assert str(caught.value).endswith("; /network/hidden/4: must be at least 1; and 4 more")
 
 
 def test_the_schema_is_small_to_import() -> None:

@@ -95,9 +95,7 @@ class Page(BaseModel, Generic[T]):
 class Fault(BaseModel):
     """One thing that is wrong with a request."""
 
-    model_config = example(
-        {"in": "body", "pointer": "/recipe/schedule/tau", "detail": "Input should be less than or equal to 60"}
-    )
+    model_config = example({"in": "body", "pointer": "/recipe/schedule/tau", "detail": "must be at most 60.0"})
 
     where: str = Field(alias="in", description="`body`, `query`, `path` or `header`.")
     pointer: str = Field(

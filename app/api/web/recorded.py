@@ -37,9 +37,9 @@ _DEEPEST = 5
 _RULES = sorted({key.split(".")[1] for key in _ENGLISH if re.fullmatch(r"reason\.[a-z-]+\.do", key)}, key=len)
 _RULE = f"(?:{'|'.join(reversed(_RULES))})(?:#\\d{{1,3}})?"
 _ERROR = r"(?:[A-Z][a-z]+){2,6}|OSError"
-_NUMBER = r"[-+]?(?:\d+(?:\.\d+)?(?:e[-+]?\d+)?|inf|nan)"
+_NUMBER = r"[-+]?(?:\d+(?:\.\d+)?(?:[eE][-+]?\d+)?|inf|nan)"
 _NAME = r"[^\s'\"()]+"
-_QUOTED = """'[^']*'|"[^"]*\""""
+_QUOTED = r"""'(?:[^'\\]|\\.)*'|"[^"]*\""""
 _ANYTHING = ".+"
 
 _HOLES: Mapping[str, str] = {
@@ -53,10 +53,10 @@ _HOLES: Mapping[str, str] = {
     "held": "[a-z0-9-]+(?:, [a-z0-9-]+)*",
     "versions": r"\d+(?:, \d+)*",
     "older": "(?: or older ones)?",
-    "pointer": r"(?:/[^/:\s]+)*/?",
+    "pointer": "(?:/[^/;]*)*",
     "key": _QUOTED,
     "known": r"[a-z0-9_-]+(?:, [a-z0-9_-]+)*",
-    "literals": r"'[^']*'(?:(?:, | or )'[^']*')*",
+    "literals": r"'[^']*'(?:, '[^']*')*",
     "pattern": r"\^\S+\$",
     "monitor": r"monitoring\.[a-z]+",
     **dict.fromkeys(("actor", "alias", "column", "field", "head", "kinds", "layer", "leaf", "model", "name"), _NAME),

@@ -25,12 +25,13 @@ _WORDS: Mapping[str, str] = {
     "missing": "is missing: it has no default",
     **dict.fromkeys(("model_type", "dict_type", "model_attributes_type"), "must be an object"),
     "tuple_type": "must be a list",
+    "too_long": "too many items: at most {max_length}",
     "too_short": "too few items: {actual_length}, and at least {min_length} are needed",
     "string_type": "must be a string",
     "string_too_short": "too few characters: at least {min_length}",
     "string_too_long": "too many characters: at most {max_length}",
     "string_pattern_mismatch": "must match {pattern}",
-    "literal_error": "must be {expected}",
+    "literal_error": "must be one of: {expected}",
     **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
     **dict.fromkeys(("int_type", "int_parsing", "int_parsing_size", "int_from_float"), "must be a whole number"),
     **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
@@ -55,15 +56,20 @@ def _fault(root: type[Options], item: ErrorDetails) -> Fault:
         case "extra_forbidden":
             known = _known_keys(root, _follow(root, around)[1])
             message = f"unknown key {last!r} (known keys: {', '.join(known)})"
-        case "union_tag_invalid":
+        case "union_tag_invalid" if isinstance(item["input"].get("name"), str):
             message = f"unknown name {item['ctx']['tag']!r} (choose one of: {', '.join(choices(kind))})"
-        case "union_tag_not_found":
+        case "union_tag_invalid" | "union_tag_not_found":
             message = f"needs a name, one of: {', '.join(choices(kind))}"
         case known_type if known_type in _WORDS:
-            message = _WORDS[known_type].format_map(item.get("ctx", {}))
+            message = _WORDS[known_type].format_map(_listed(item.get("ctx", {})))
         case _:
             message = item["msg"].removeprefix("Value error, ")
     return "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in path), message
+
+
+def _listed(context: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What differs in an error, with choices divided by commas alone, whatever the language."""
+    return {key: value.replace("' or '", "', '") if key == "expected" else value for key, value in context.items()}
 
 
 def _follow(root: type[Options], where: Sequence[str | int]) -> tuple[list[str], Any]:

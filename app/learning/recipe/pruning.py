@@ -20,7 +20,7 @@ def _named(value: Any) -> Any:
         if value not in TARGETS:
             raise ValueError(f"unknown target {value!r}: give a density in (0, 1], or one of: {', '.join(TARGETS)}")
         return TARGETS[value]
-    if isinstance(value, int | float) and not 0 < value <= 1:
+    if isinstance(value, int | float) and not isinstance(value, bool) and not 0 < value <= 1:
         raise ValueError(
             f"{value} is no density: give the share of weights to keep, in (0, 1], where 0.1 keeps a tenth"
         )
@@ -28,7 +28,7 @@ def _named(value: Any) -> Any:
 
 
 def _within_training(value: Any) -> Any:
-    if isinstance(value, int | float) and not 0 < value <= 1:
+    if isinstance(value, int | float) and value > 1:
         raise ValueError(f"a ramp over {value} of the training is longer than it: give a share in (0, 1]")
     return value
 

@@ -110,7 +110,9 @@ class Recipe(Options):
         """
         given = dict(document or {})
         preset = given.pop("preset", DEFAULT_PRESET)
-        if not isinstance(preset, str) or preset not in PRESETS:
+        if not isinstance(preset, str):
+            raise _refusal([("/preset", "must be a string")])
+        if preset not in PRESETS:
             message = f"unknown preset {preset!r} (choose one of: {', '.join(PRESETS)})"
             raise _refusal([("/preset", message)])
         try:
@@ -162,9 +164,15 @@ LASTING: Mapping[str, str] = {
 """What no revision of a recipe changes, and why."""
 
 
+_TOLD = 5
+"""Faults that a refusal's sentence tells; its list holds them all."""
+
+
 def _refusal(faults: Sequence[Fault]) -> InvalidRecipe:
-    told = "; ".join(f"{pointer or '/'}: {message}" for pointer, message in faults)
-    return InvalidRecipe(f"the recipe cannot work: {told}", list(faults))
+    told = [f"{pointer or '/'}: {message}" for pointer, message in faults[:_TOLD]]
+    if len(faults) > _TOLD:
+        told.append(f"and {len(faults) - _TOLD} more")
+    return InvalidRecipe(f"the recipe cannot work: {'; '.join(told)}", list(faults))
 
 
 def _floors(recipe: Recipe) -> Iterator[Fault]:
