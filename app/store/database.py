@@ -422,14 +422,15 @@ def _translated() -> Iterator[None]:
     """Say what an error of the database means here; one that means nothing here goes through as it is."""
     try:
         yield
-    except (sa.exc.SQLAlchemyError, sqlite3.Error) as error:
+    except (sa.exc.SQLAlchemyError, sqlite3.Error, psycopg.Error) as error:
         meaning = _meaning(error)
         if meaning is None:
             raise
         raise meaning from error
 
 
-def _meaning(error: sa.exc.SQLAlchemyError | sqlite3.Error) -> Exception | None:
+def _meaning(error: sa.exc.SQLAlchemyError | sqlite3.Error | psycopg.Error) -> Exception | None:
+    """A driver's own error is one of a statement with which a transaction begins: those go past SQLAlchemy."""
     if isinstance(error, sa.exc.StatementError) and isinstance(error.orig, ValueError):
         return error.orig  # a value that no column can hold, such as NaN: the statement never left
     if isinstance(error, sa.exc.TimeoutError):
@@ -437,8 +438,8 @@ def _meaning(error: sa.exc.SQLAlchemyError | sqlite3.Error) -> Exception | None:
     cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
     if isinstance(cause, sqlite3.Error):
         return _sqlite_meaning(cause)
-    if isinstance(error, sa.exc.DBAPIError):
-        return _postgresql_meaning(error)
+    if isinstance(cause, psycopg.Error):
+        return _postgresql_meaning(cause, isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated)
     return None
 
 
@@ -452,12 +453,11 @@ def _sqlite_meaning(cause: sqlite3.Error) -> EspalierError | None:
     return None if known is None else known[0](known[1])
 
 
-def _postgresql_meaning(error: sa.exc.DBAPIError) -> EspalierError | None:
-    state: str | None = getattr(error.orig, "sqlstate", None)
-    known = _POSTGRESQL_ERRORS.get(state or "")
+def _postgresql_meaning(cause: psycopg.Error, lost: bool) -> EspalierError | None:
+    state = cause.sqlstate or ""
+    known = _POSTGRESQL_ERRORS.get(state)
     if known is not None:
         return known[0](known[1])
-    lost = error.connection_invalidated or (state or "").startswith(("08", "57P"))
-    if lost or (state is None and isinstance(error, sa.exc.OperationalError)):
+    if lost or state.startswith(("08", "57P")) or (not state and isinstance(cause, psycopg.OperationalError)):
         return StoreBusy("the database cannot be reached: try again")
     return None

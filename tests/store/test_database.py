@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import socket
 import sqlite3
 import threading
 from datetime import UTC, datetime, timedelta
@@ -294,6 +296,24 @@ def test_a_server_that_is_not_there_is_busy(blobs):
     store = Store("postgresql+psycopg://nobody@127.0.0.1:1/none", blobs)
     with pytest.raises(StoreBusy, match="cannot be reached"):
         store.check_schema()
+
+
+def test_a_connection_that_breaks_as_a_change_begins_is_busy(store):
+    if store.dialect == "sqlite":
+        pytest.skip("a file breaks no connection")
+
+    def cut(driver, *_):
+        wire = socket.socket(fileno=os.dup(driver.fileno()))
+        wire.shutdown(socket.SHUT_RDWR)
+        wire.close()
+
+    make_model(store)
+    sa.event.listen(store._engine, "checkout", cut)  # after the pool looked whether it still stands
+    with pytest.raises(StoreBusy, match="cannot be reached"), store.transaction(ACTOR):
+        pytest.fail("it has begun")
+    sa.event.remove(store._engine, "checkout", cut)
+    with store.transaction(ACTOR) as tx:
+        assert tx.ledger.model("gas").name == "gas"
 
 
 def test_times_are_aware_and_in_utc(store):
