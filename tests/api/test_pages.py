@@ -103,7 +103,12 @@ def spoken() -> set[str]:
     built["webhook.ask"] = tuple(f"{move}{part}" for move in moves for part in ("", ".what", ".do"))
     built["webhook.done"] = ("made", "rotated", "redeliver", *(move for move in moves if move != "rotate"))
     texts = CATALOGUE["en"].items()
-    written = {key for key, text in texts if key.startswith("recorded.") and with_bare_holes(text) in recorded()}
+    written = {
+        key
+        for key, text in texts
+        if key.startswith("recorded.")
+        and (with_bare_holes(unescaped(text.removeprefix("{pointer}: "))) in recorded() or text.endswith(JSON_PLACE))
+    }
     return found | written | {f"{group}.{name}" for group, names in built.items() for name in names}
 
 
@@ -111,8 +116,17 @@ REFUSED = ("upload-too-large", "megabatch-erased", "megabatch-quarantined")
 """Problems that end an upload, beside those with what it holds."""
 
 
+JSON_PLACE = ": line {line} column {column} (char {character})"
+"""Where the standard library says that a text ceases to be JSON; what it says before that moves with its version."""
+
+
+def unescaped(text: str) -> str:
+    return text.replace("{{", "{").replace("}}", "}")
+
+
 def with_bare_holes(text: str) -> str:
-    return re.sub(r"\{\w+\}", "{}", text)
+    """A sentence whose holes have neither names nor quotes."""
+    return re.sub(r"\{\w*\}", "{}", text).replace("'{}'", "{}")
 
 
 @cache
@@ -122,11 +136,11 @@ def recorded() -> frozenset[str]:
     for path in Path(app.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
-                found.add("".join(_piece(part) for part in node.values))
+                found.add(with_bare_holes("".join(_piece(part) for part in node.values)))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found.add(node.value)
+                found.add(with_bare_holes(node.value))
     for watch in _WATCHES.values():
-        found.add(f"{watch.what}: {{}}. {watch.remedy}")
+        found.add(with_bare_holes(f"{watch.what}: {{}}. {watch.remedy}"))
     return frozenset(found)
 
 

@@ -51,7 +51,7 @@ SAMPLES = {
     "known": "name, at-start, least_steps",
     "literals": "'withhold', 'hold', 'retry'",
     "pattern": "^sha256:[0-9a-f]{64}$",
-    "monitor": "monitoring.gap",
+    "monitor": "gap",
 }
 
 

@@ -58,7 +58,7 @@ _HOLES: Mapping[str, str] = {
     "known": r"[a-z0-9_-]+(?:, [a-z0-9_-]+)*",
     "literals": r"'[^']*'(?:, '[^']*')*",
     "pattern": r"\^\S+\$",
-    "monitor": r"monitoring\.[a-z]+",
+    "monitor": "[a-z]+",
     **dict.fromkeys(("actor", "alias", "column", "field", "head", "kinds", "layer", "leaf", "model", "name"), _NAME),
     **dict.fromkeys(("other", "root", "scope", "stored", "what", "again", "worker"), _NAME),
     **dict.fromkeys(("host", "listed", "tensors", "why"), _ANYTHING),
